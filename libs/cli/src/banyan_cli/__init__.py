@@ -1,0 +1,1 @@
+"""The `banyan` command: up, down, status, chat, top, explain."""

@@ -1,0 +1,93 @@
+"""The `banyan` command: a mesh on this machine, and questions to a running one."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+
+from banyan_cli import up as up_command
+from banyan_cli.errors import CommandError
+from banyan_cli.options import MeshOptions, Numerics, RunnerKind
+from banyan_cli.state import StateFolder
+
+app = typer.Typer(
+    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+)
+StateDir = Annotated[Path, typer.Option(help="Folder with the mesh's state and logs.")]
+DEFAULT_STATE_DIR = Path(".banyan")
+
+
+def console() -> Console:
+    return Console(soft_wrap=True)
+
+
+def default_policies() -> Path:
+    """BANYAN_POLICIES, or the file that stands in the repository."""
+    named = os.environ.get("BANYAN_POLICIES")
+    return Path(named) if named else Path(__file__).parents[4] / "infra" / "policies.toml"
+
+
+def demo_model() -> Path:
+    from banyan_engine.demo import model_folder  # the only thing that is needed of the engine
+
+    return model_folder()
+
+
+@app.command()
+def up(
+    prefill: Annotated[int, typer.Option(help="Prefill workers.")] = 1,
+    decode: Annotated[int, typer.Option(help="Decode workers.")] = 1,
+    routers: Annotated[int, typer.Option(help="Routers.")] = 1,
+    model: Annotated[Path | None, typer.Option(help="Hugging Face folder; else the demo.")] = None,
+    runner: Annotated[RunnerKind, typer.Option(help="What computes.")] = RunnerKind.TORCH,
+    numerics: Annotated[Numerics, typer.Option(help="How it computes.")] = Numerics.FAST,
+    port: Annotated[int, typer.Option(help="The gateway's port; 0 is any free one.")] = 8000,
+    policies: Annotated[Path | None, typer.Option(help="The policy file.")] = None,
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+    autoscale: Annotated[bool, typer.Option(help="Let the autoscaler start and drain.")] = False,
+    detach: Annotated[bool, typer.Option(help="Return when the mesh is up.")] = False,
+) -> None:
+    """Start all seven services and an embedded Valkey; restart what crashes; stop by Ctrl-C."""
+    options = MeshOptions(
+        model=demo_model() if model is None and runner is RunnerKind.TORCH else model,
+        policies=policies or default_policies(),
+        state_dir=state_dir,
+        num_prefill=prefill,
+        num_decode=decode,
+        num_routers=routers,
+        runner=runner,
+        numerics=numerics,
+        port=port,
+        autoscale=autoscale,
+    )
+    if detach:
+        arguments = [word for word in sys.argv[1:] if word != "--detach"]
+        _exit(up_command.up_detached(options, arguments, console()))
+    _exit(up_command.up(options, console()))
+
+
+@app.command()
+def down(state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
+    """Drain and stop the mesh that `up` started."""
+    _exit(up_command.down(StateFolder(state_dir), console()))
+
+
+def _exit(code: int) -> NoReturn:
+    raise typer.Exit(code)
+
+
+def main() -> None:
+    try:
+        app()
+    except CommandError as error:
+        print(f"banyan: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+if __name__ == "__main__":
+    main()

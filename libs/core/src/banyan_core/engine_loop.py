@@ -1,0 +1,337 @@
+"""The engine as a state machine: sequences and imports in, steps and reports out.
+
+One step is outstanding at a time. When it comes back its tokens are committed, and the next plan
+leaves in the same `step`, so the runner never waits for a second turn of the loop. A cancel that
+arrives while its sequence is being computed takes effect when that step ends: until then the
+runner still writes into its blocks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+from banyan_core.block_manager import BlockManager, FilledBlock
+from banyan_core.engine_messages import (
+    BlockFact,
+    BlocksEvicted,
+    BlocksFilled,
+    Cancel,
+    DrainNow,
+    EngineCommand,
+    EngineFact,
+    Held,
+    ImportDone,
+    ImportReady,
+    ImportRefused,
+    ImportWanted,
+    Pinned,
+    PinWanted,
+    Release,
+    Report,
+    RunStep,
+    StepDone,
+    StepFailed,
+    Submit,
+)
+from banyan_core.machine import Stepped
+from banyan_core.rates import StepRates
+from banyan_core.runner import PlanItem, Sampled, StepPlan
+from banyan_core.scheduler import EngineLimits, Scheduler, SchedulerTotals
+from banyan_core.sequence import Sequence
+from banyan_core.types import (
+    BlockHash,
+    Finish,
+    ModelCard,
+    OutputToken,
+    SequenceReport,
+    WorkerLoad,
+)
+
+
+class EngineLoop:
+    """A `Machine[EngineFact, EngineCommand]` over one pool of blocks."""
+
+    def __init__(self, card: ModelCard, num_blocks: int, limits: EngineLimits) -> None:
+        self._card = card
+        self._blocks = BlockManager(num_blocks, card.block_size)
+        self._scheduler = Scheduler(self._blocks, limits)
+        self._rates = StepRates()
+        self._sequences: dict[str, Sequence] = {}
+        self._plan: StepPlan | None = None
+        self._num_steps = 0
+        self._num_submitted = 0
+        self._commands: list[EngineCommand] = []
+        self._reports: list[SequenceReport] = []
+
+    # ------------------------------------------------------------ what others may ask
+
+    @property
+    def idle(self) -> bool:
+        """No sequence here and no step outstanding; leases may still hold blocks."""
+        return not self._sequences and self._plan is None
+
+    @property
+    def num_used_blocks(self) -> int:
+        return self._blocks.num_used
+
+    @property
+    def totals(self) -> SchedulerTotals:
+        return self._scheduler.totals
+
+    def lease_ids(self) -> tuple[str, ...]:
+        """Leases, pins and imports that hold blocks now."""
+        return self._blocks.pin_names()
+
+    def block_of(self, block_hash: BlockHash) -> int | None:
+        """Where this content lies, if it is here."""
+        return self._blocks.block_of(block_hash)
+
+    def num_cached_blocks(self, hashes: Seq[BlockHash]) -> int:
+        """How many of these, from the first on without a hole, are here."""
+        return len(self._blocks.match(hashes))
+
+    def cached_hashes(self) -> tuple[BlockHash, ...]:
+        return self._blocks.hashes()
+
+    def load(self, now: int) -> WorkerLoad:
+        """The view that a router gets, without `draining` and `admitted`."""
+        return WorkerLoad(
+            num_waiting=len(self._scheduler.waiting),
+            num_running=len(self._scheduler.running),
+            num_free_blocks=self._blocks.num_available,
+            num_waiting_tokens=sum(s.num_uncomputed for s in self._sequences.values()),
+            prefill_tokens_per_s=self._rates.prefill_tokens_per_s,
+            step_s=self._rates.step_s,
+        )
+
+    def check_invariants(self) -> None:
+        """Raises AssertionError when counts, queues and blocks disagree."""
+        self._blocks.check_invariants([s.block_table for s in self._sequences.values()])
+        queued = [*self._scheduler.waiting, *self._scheduler.running]
+        assert len(queued) == len(self._sequences)
+        assert all(self._sequences[s.sequence_id] is s for s in queued)
+        assert all(not s.block_table for s in self._scheduler.waiting)
+        for sequence in self._scheduler.running:
+            assert len(sequence.block_table) * self._card.block_size >= sequence.num_computed
+
+    # ------------------------------------------------------------ the machine
+
+    def step(self, now: int, facts: Seq[EngineFact]) -> Stepped[EngineCommand]:
+        self._commands = []
+        for fact in facts:
+            self._take(now, fact)
+        self._cancel_overdue(now)
+        next_plan = self._next_plan(now) if self._plan is None else None
+        self._flush_evicted()
+        if self._reports:
+            self._commands.append(Report(self._num_steps, tuple(self._reports)))
+            self._reports = []
+        if next_plan is not None:
+            self._plan = next_plan
+            self._num_steps = next_plan.number
+            self._commands.append(RunStep(next_plan))
+        return Stepped(self._commands, self._next_wake())
+
+    def _take(self, now: int, fact: EngineFact) -> None:
+        match fact:
+            case StepDone():
+                self._step_done(now, fact)
+            case StepFailed():
+                self._step_failed(now, fact)
+            case Submit():
+                self._submit(now, fact)
+            case Cancel():
+                for sequence_id in fact.sequence_ids:
+                    self._cancel(now, sequence_id)
+            case DrainNow():
+                for sequence in list(self._sequences.values()):
+                    self._end_soon(now, sequence, Finish.DRAINED, "")
+            case _:
+                self._take_block_fact(fact)
+
+    def _take_block_fact(self, fact: BlockFact) -> None:
+        match fact:
+            case Release():
+                for lease_id in fact.lease_ids:
+                    self._blocks.release(lease_id)
+            case ImportWanted():
+                self._import_wanted(fact)
+            case ImportDone():
+                new = self._blocks.commit_import(fact.import_id, fact.imported)
+                self._announce(new)
+            case PinWanted():
+                found = self._blocks.pin(fact.pin_id, fact.hashes)
+                hashes, block_ids = tuple(h for h, _ in found), tuple(i for _, i in found)
+                self._commands.append(Pinned(fact.pin_id, hashes, block_ids))
+
+    def _next_wake(self) -> int | None:
+        deadlines = [s.deadline_ns for s in self._sequences.values() if s.ending is None]
+        return min((d for d in deadlines if d is not None), default=None)
+
+    # ------------------------------------------------------------ sequences come and go
+
+    def _submit(self, now: int, fact: Submit) -> None:
+        spec = fact.spec
+        if spec.sequence_id in self._sequences:
+            return
+        self._num_submitted += 1
+        sequence = Sequence(
+            spec=spec,
+            hold=fact.hold,
+            arrival=self._num_submitted,
+            submitted_ns=now,
+            block_size=self._card.block_size,
+            import_id=fact.import_id,
+            fetch_ns=fact.fetch_ns,
+            num_fetched_blocks=fact.num_fetched_blocks,
+            num_rejected_pages=fact.num_rejected_pages,
+        )
+        self._sequences[spec.sequence_id] = sequence
+        self._scheduler.add(sequence)
+        finish = sequence.finish_now(self._card)
+        if finish is not None:
+            self._end(now, sequence, finish)
+        elif sequence.num_blocks_needed > self._blocks.num_blocks:
+            self._end(now, sequence, Finish.FAILED, self._too_long(sequence))
+
+    def _too_long(self, sequence: Sequence) -> str:
+        return (
+            f"{len(sequence.tokens)} tokens need {sequence.num_blocks_needed} KV blocks; "
+            f"this worker has {self._blocks.num_blocks}"
+        )
+
+    def _cancel(self, now: int, sequence_id: str) -> None:
+        sequence = self._sequences.get(sequence_id)
+        if sequence is not None:
+            self._end_soon(now, sequence, Finish.CANCELLED, "")
+        else:
+            self._blocks.release(sequence_id)  # it had ended and held its blocks
+
+    def _cancel_overdue(self, now: int) -> None:
+        for sequence in list(self._sequences.values()):
+            deadline = sequence.deadline_ns
+            if deadline is not None and now >= deadline and sequence.ending is None:
+                self._end_soon(now, sequence, Finish.CANCELLED, "its deadline passed")
+
+    def _end_soon(self, now: int, sequence: Sequence, finish: Finish, error: str) -> None:
+        """End it now, or when the step that computes it is back."""
+        in_step = self._plan is not None and any(
+            item.sequence_id == sequence.sequence_id for item in self._plan.items
+        )
+        if not in_step:
+            self._end(now, sequence, finish, error)
+        elif sequence.ending is None:
+            sequence.ending = (finish, error)
+
+    def _end(
+        self,
+        now: int,
+        sequence: Sequence,
+        finish: Finish,
+        error: str = "",
+        token: OutputToken | None = None,
+    ) -> None:
+        """Take the sequence out, with its last token if it has one, and free its blocks."""
+        del self._sequences[sequence.sequence_id]
+        block_ids = self._scheduler.remove(sequence)
+        if sequence.hold and finish in (Finish.STOP, Finish.LENGTH) and block_ids:
+            self._blocks.hold(sequence.sequence_id, block_ids)
+            output = sequence.tokens[sequence.num_prompt_tokens :]
+            self._commands.append(Held(sequence.sequence_id, tuple(output)))
+        else:
+            self._blocks.give_back(block_ids)
+        tokens = () if token is None else (token,)
+        self._report_end(now, sequence, finish, error, tokens)
+
+    def _report_end(
+        self,
+        now: int,
+        sequence: Sequence,
+        finish: Finish,
+        error: str,
+        tokens: tuple[OutputToken, ...],
+    ) -> None:
+        first_index = sequence.num_output_tokens - len(tokens)
+        self._reports.append(
+            SequenceReport(
+                sequence.sequence_id, first_index, tokens, finish, error, sequence.figures(now)
+            )
+        )
+
+    # ------------------------------------------------------------ steps
+
+    def _next_plan(self, now: int) -> StepPlan | None:
+        planned = self._scheduler.plan(self._num_steps + 1)
+        for sequence in planned.too_long:
+            del self._sequences[sequence.sequence_id]
+            self._report_end(now, sequence, Finish.FAILED, self._too_long(sequence), ())
+        return planned.plan
+
+    def _step_done(self, now: int, fact: StepDone) -> None:
+        plan = self._finish_plan(fact.result.number)
+        self._rates.observe(plan, fact.elapsed_ns)
+        sampled = {one.sequence_id: one for one in fact.result.sampled}
+        filled: list[FilledBlock] = []
+        for item in plan.items:
+            sequence = self._sequences[item.sequence_id]
+            filled += self._scheduler.commit(sequence, item, fact.elapsed_ns)
+        self._announce(filled)
+        for item in plan.items:
+            sequence = self._sequences[item.sequence_id]
+            if sequence.ending is not None:
+                self._end(now, sequence, *sequence.ending)
+            elif item.sample:
+                self._sampled(now, sequence, item, sampled.get(item.sequence_id))
+
+    def _sampled(
+        self, now: int, sequence: Sequence, item: PlanItem, sampled: Sampled | None
+    ) -> None:
+        if sampled is None or sampled.token is None:
+            error = sampled.error if sampled is not None else "the runner returned no token"
+            self._end(now, sequence, Finish.FAILED, error)
+            return
+        sequence.append(sampled.token)
+        finish = sequence.finish_now(self._card)
+        if finish is None and sequence.hold:
+            finish = Finish.LENGTH
+        if finish is not None:
+            self._end(now, sequence, finish, token=sampled.token)
+            return
+        index = len(item.output_token_ids)
+        first = index == len(sequence.spec.output_token_ids)
+        figures = sequence.figures(now) if first else None
+        self._reports.append(
+            SequenceReport(sequence.sequence_id, index, (sampled.token,), figures=figures)
+        )
+
+    def _step_failed(self, now: int, fact: StepFailed) -> None:
+        for item in self._finish_plan(fact.number).items:
+            sequence = self._sequences[item.sequence_id]
+            self._end(now, sequence, *(sequence.ending or (Finish.FAILED, fact.error)))
+
+    def _finish_plan(self, number: int) -> StepPlan:
+        plan, self._plan = self._plan, None
+        assert plan is not None and plan.number == number, f"step {number} is not outstanding"
+        return plan
+
+    # ------------------------------------------------------------ blocks
+
+    def _import_wanted(self, fact: ImportWanted) -> None:
+        reserved = self._blocks.reserve(fact.import_id, fact.hashes)
+        if reserved is None:
+            reason = f"{len(fact.hashes)} blocks wanted, {self._blocks.num_available} available"
+            self._commands.append(ImportRefused(fact.import_id, reason))
+            return
+        self._flush_evicted()
+        ready = ImportReady(fact.import_id, tuple(reserved), tuple(reserved.values()))
+        self._commands.append(ready)
+
+    def _announce(self, filled: Seq[FilledBlock]) -> None:
+        if filled:
+            hashes = tuple(block.block_hash for block in filled)
+            self._commands.append(BlocksFilled(hashes, tuple(block.block_id for block in filled)))
+
+    def _flush_evicted(self) -> None:
+        evicted = self._blocks.take_evicted()
+        if evicted:
+            self._commands.append(BlocksEvicted(evicted))

@@ -1,0 +1,261 @@
+"""The nouns that more than one part of the mesh speaks of.
+
+All are frozen values. Times are integer nanoseconds on the caller's monotonic clock, lengths are
+in tokens unless the name says otherwise. The wire has the same nouns in `proto/banyan/v1`;
+`banyan_runtime.codec` translates at the door, so that protobuf types never reach this package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+NS_PER_MS = 1_000_000
+NS_PER_S = 1_000_000_000
+
+BlockHash = bytes
+"""16 bytes; names the content of a full block and of everything before it."""
+
+
+class Role(StrEnum):
+    """A preference that placement obeys, not a limit: any worker accepts both verbs."""
+
+    PREFILL = "prefill"
+    DECODE = "decode"
+
+
+class Finish(StrEnum):
+    """Why a worker stopped working on a sequence."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+    FAILED = "failed"
+    DRAINED = "drained"
+    UNKNOWN = "unknown"
+
+
+class Outcome(StrEnum):
+    """The one terminal state of an accepted request."""
+
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    SHED = "shed"
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerRef:
+    """One life of one worker process: a restart keeps the id and raises the epoch."""
+
+    worker_id: str
+    epoch: int
+    address: str
+    role: Role
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayout:
+    """Shape of one token's KV in one layer: K and V, each `num_kv_heads` x `head_dim`."""
+
+    num_layers: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: str
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one token's K and V over all layers."""
+        width = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1, "uint32": 4}[self.dtype]
+        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * width
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """Processes whose cards have different digests must not share tokens or KV."""
+
+    name: str
+    weights_digest: bytes
+    tokenizer_digest: bytes
+    context_tokens: int
+    end_token_ids: tuple[int, ...]
+    block_size: int
+    kv_layout: KvLayout
+    numerics: str
+
+    @property
+    def digest(self) -> bytes:
+        """16 bytes over every field."""
+        return hashlib.sha256(repr(self).encode()).digest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn. Temperature 0 is greedy; `top_k` 0 is off.
+
+    Token `index` of a sequence is a pure function of its logits, these values and the output so
+    far: the only randomness is H(seed, index).
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    min_p: float = 0.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    repetition_penalty: float = 1.0
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    seed: int = 0
+    max_tokens: int = 16
+    min_tokens: int = 0
+    ignore_eos: bool = False
+    stop_token_ids: tuple[int, ...] = ()
+    logprobs: bool = False
+    num_top_logprobs: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSpec:
+    """All that a worker must know to run a sequence.
+
+    `max_tokens` in the sampling counts from the request's first output token, so it stands
+    unchanged when the work goes on elsewhere with `output_token_ids` already sent.
+    """
+
+    sequence_id: str
+    gateway_id: str
+    gateway_epoch: int
+    card_digest: bytes
+    prompt_token_ids: tuple[int, ...]
+    output_token_ids: tuple[int, ...]
+    sampling: SamplingParams
+    salt: bytes
+    priority: int = 0
+    remaining_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OutputToken:
+    """One sampled token; `logprob` is None unless it was asked for."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceFigures:
+    """What one worker did for one sequence, durations on the worker's own clock."""
+
+    num_cached_tokens: int = 0
+    num_computed_tokens: int = 0
+    fetch_ns: int = 0
+    queue_ns: int = 0
+    compute_ns: int = 0
+    num_preemptions: int = 0
+    num_fetched_blocks: int = 0
+    num_rejected_pages: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceReport:
+    """News of one sequence: new tokens, or its end, or both."""
+
+    sequence_id: str
+    first_index: int
+    tokens: tuple[OutputToken, ...] = ()
+    finish: Finish | None = None
+    error: str = ""
+    figures: SequenceFigures | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerLoad:
+    """A worker's load as it reports it, at each change, at most every 50 ms."""
+
+    num_waiting: int = 0
+    num_running: int = 0
+    num_free_blocks: int = 0
+    num_waiting_tokens: int = 0
+    prefill_tokens_per_s: float = 0.0
+    step_s: float = 0.0
+    draining: bool = False
+    admitted: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """One scorer's opinion of one candidate, in [0, 1], 1 is best."""
+
+    name: str
+    value: float
+    weight: float
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A worker that was considered for a role; `filtered` says why it was out, if it was."""
+
+    worker_id: str
+    role: Role
+    filtered: str = ""
+    scores: tuple[Score, ...] = ()
+    total: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What a policy thought, complete enough to explain it and to replay it."""
+
+    policy: str
+    number: int
+    candidates: tuple[Candidate, ...] = ()
+    reason: str = ""
+    view_age_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Placement:
+    """Where a sequence runs. No `prefill` means unsplit: decode computes the prompt as well."""
+
+    decode: WorkerRef
+    prefill: WorkerRef | None = None
+    num_expected_cached_tokens: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """A bounded no: what was full or missing, and when to ask again."""
+
+    reason: str
+    retry_after_ns: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class LeasedKv:
+    """The right to pull a prefill's blocks while its lease lasts."""
+
+    worker: WorkerRef
+    lease_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PlaceQuery:
+    """What the gateway asks a router.
+
+    Hashes are those of the prompt's full blocks, in order. `excluded` holds worker ids that were
+    lost or refused at this moment. With `kept_prefill` only the decode worker is placed again.
+    """
+
+    request_id: str
+    choice: int
+    attempt: int
+    card_digest: bytes
+    block_hashes: tuple[BlockHash, ...]
+    num_prompt_tokens: int
+    num_output_tokens: int
+    max_tokens: int
+    priority: int = 0
+    excluded: tuple[str, ...] = field(default=())
+    kept_prefill: str = ""

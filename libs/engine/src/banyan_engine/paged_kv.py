@@ -1,0 +1,104 @@
+"""The K and V tensors behind block ids: write slots, gather contexts, move pages.
+
+One invariant makes padding and masking safe: slots of a block after the last one written hold
+zeros, because a write to a block's first slot clears the block. What an earlier tenant left (a
+NaN, say) is therefore never multiplied with anything. One more block than the pool has, always
+zero, pads block tables of unequal length.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from banyan_core.types import KvLayout
+
+
+class Slots(NamedTuple):
+    """Where a step's tokens go: a slot per token, and the blocks that it begins."""
+
+    slot_ids: Tensor
+    fresh_block_ids: Tensor
+
+
+class PagedKv:
+    """K and V per layer, each [num_blocks + 1, block_size, kv_heads, head_dim]."""
+
+    def __init__(self, layout: KvLayout, num_blocks: int, block_size: int) -> None:
+        self.layout = layout
+        self.num_blocks = num_blocks
+        self.block_size = block_size
+        self.zero_block_id = num_blocks
+        shape = (num_blocks + 1, block_size, layout.num_kv_heads, layout.head_dim)
+        dtype = DTYPES[layout.dtype]
+        self._keys = [torch.zeros(shape, dtype=dtype) for _ in range(layout.num_layers)]
+        self._values = [torch.zeros(shape, dtype=dtype) for _ in range(layout.num_layers)]
+        self._gathered = torch.empty(2, 0, *shape[1:], dtype=dtype)
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one block in one layer, K and V."""
+        return self.layout.token_bytes * self.block_size // self.layout.num_layers
+
+    def slots(self, start: int, num_tokens: int, block_table: tuple[int, ...]) -> Slots:
+        """Slots of positions `start` to `start + num_tokens` of one sequence."""
+        size, end = self.block_size, start + num_tokens
+        first = start // size
+        needed = block_table[first : -(-end // size)]
+        if len(needed) < -(-end // size) - first or not all(
+            0 <= block < self.num_blocks for block in needed
+        ):
+            raise ValueError(f"block_table: no block of this pool for positions {start} to {end}")
+        table = torch.tensor(needed, dtype=torch.int64)
+        positions = torch.arange(start, end)
+        slot_ids = table[positions // size - first] * size + positions % size
+        return Slots(slot_ids, table if start % size == 0 else table[1:])
+
+    def write(self, layer: int, slots: Slots, keys: Tensor, values: Tensor) -> None:
+        """Put k and v [tokens, kv_heads, head_dim] into their slots."""
+        for pool, rows in ((self._keys[layer], keys), (self._values[layer], values)):
+            pool.index_fill_(0, slots.fresh_block_ids, 0)
+            pool.flatten(0, 1).index_copy_(0, slots.slot_ids, rows)
+
+    def gather(self, layer: int, block_ids: Tensor) -> tuple[Tensor, Tensor]:
+        """K and V of these blocks, each [blocks * block_size, kv_heads, head_dim].
+
+        They are views of a buffer and stand until the next gather: memory that is new each time
+        costs several times the copy, in page faults.
+        """
+        num_blocks = len(block_ids)
+        if self._gathered.shape[1] < num_blocks:
+            self._gathered = self._gathered.new_empty(2, num_blocks, *self._keys[layer].shape[1:])
+        keys, values = self._gathered[:, :num_blocks]
+        torch.index_select(self._keys[layer], 0, block_ids, out=keys)
+        torch.index_select(self._values[layer], 0, block_ids, out=values)
+        return keys.flatten(0, 1), values.flatten(0, 1)
+
+    def export_page(self, block_id: int, layer: int) -> bytes:
+        """K then V of one block in one layer, `page_bytes` long."""
+        self._check_place(block_id, layer)
+        parts = (self._keys[layer][block_id], self._values[layer][block_id])
+        return b"".join(part.view(torch.uint8).numpy().tobytes() for part in parts)
+
+    def import_page(self, block_id: int, layer: int, data: bytes) -> None:
+        """The reverse of `export_page`. Raises ValueError when the length is not `page_bytes`."""
+        self._check_place(block_id, layer)
+        if len(data) != self.page_bytes:
+            raise ValueError(f"page: {len(data)} bytes, expected {self.page_bytes}")
+        # A bytearray, for torch warns about memory that it may not write to.
+        page = torch.frombuffer(bytearray(data), dtype=DTYPES[self.layout.dtype])
+        keys, values = page.view(2, *self._keys[layer].shape[1:])
+        self._keys[layer][block_id] = keys
+        self._values[layer][block_id] = values
+
+    def _check_place(self, block_id: int, layer: int) -> None:
+        if not 0 <= block_id < self.num_blocks:
+            raise ValueError(f"block_id: {block_id}, expected 0 to {self.num_blocks - 1}")
+        if not 0 <= layer < self.layout.num_layers:
+            raise ValueError(f"layer: {layer}, expected 0 to {self.layout.num_layers - 1}")
+
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Names that `KvLayout.dtype` may have here."""

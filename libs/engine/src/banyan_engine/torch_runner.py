@@ -1,0 +1,163 @@
+"""The runner that really computes: a model folder, a pool of KV blocks, one step at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from banyan_core.runner import PlanItem, Sampled, StepPlan, StepResult
+from banyan_core.types import KvLayout, OutputToken
+from banyan_engine.flat_forward import flat_forward
+from banyan_engine.model import Model
+from banyan_engine.paged_kv import DTYPES, PagedKv
+from banyan_engine.sampler import Logits, SamplingError, is_plain_greedy, sample
+from banyan_engine.spec import read_spec
+from banyan_engine.tiled_forward import tiled_forward
+from banyan_engine.weights import load_weights
+
+Forward = Callable[[Model, PagedKv, Sequence[PlanItem], Callable[[int], None]], Tensor]
+
+NUMERICS: dict[str, Forward] = {"fast": flat_forward, "deterministic": tiled_forward}
+
+
+class TorchRunner:
+    """`banyan_core.runner.Runner` over torch on the CPU.
+
+    `numerics` is "fast" or "deterministic". The pool is given as `num_blocks` or as `kv_bytes`
+    (K and V of all layers). `dtype` is that of weights and KV; unset it is float32 whatever the
+    checkpoint has, because most CPUs compute bfloat16 slower, not faster. `num_threads` unset
+    leaves torch's own choice; deterministic mode has one. `end_token_ids` are masked by
+    `min_tokens`; unset they are the folder's own.
+
+    Raises ModelError for the folder and ValueError for the other arguments.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        num_blocks: int | None = None,
+        kv_bytes: int | None = None,
+        block_size: int = 16,
+        numerics: str = "fast",
+        dtype: str | None = None,
+        num_threads: int | None = None,
+        end_token_ids: tuple[int, ...] | None = None,
+    ) -> None:
+        dtype = dtype or "float32"
+        _check_choices(numerics, dtype, num_threads)
+        spec = read_spec(folder)
+        layout = KvLayout(spec.num_layers, spec.num_kv_heads, spec.head_dim, dtype)
+        self._kv = PagedKv(
+            layout, _pool_blocks(num_blocks, kv_bytes, layout, block_size), block_size
+        )
+        self._model = Model(spec, load_weights(folder, spec, DTYPES[dtype]))
+        self._forward = NUMERICS[numerics]
+        self._num_threads = 1 if numerics == "deterministic" else num_threads
+        self._end_token_ids = spec.end_token_ids if end_token_ids is None else end_token_ids
+
+    @property
+    def layout(self) -> KvLayout:
+        """Shape of one token's KV."""
+        return self._kv.layout
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the pool; block ids are 0 to this, exclusive."""
+        return self._kv.num_blocks
+
+    @property
+    def block_size(self) -> int:
+        """Tokens per block."""
+        return self._kv.block_size
+
+    def run(self, plan: StepPlan, on_layer: Callable[[int], None]) -> StepResult:
+        """Compute a step. Raises ValueError for a plan that does not fit the pool or the model."""
+        if self._num_threads is not None and torch.get_num_threads() != self._num_threads:
+            torch.set_num_threads(self._num_threads)
+        self._check_tokens(plan.items)
+        if not plan.items:
+            return StepResult(plan.number, ())
+        with torch.inference_mode():
+            logits = self._forward(self._model, self._kv, plan.items, on_layer).numpy()
+        sampling = [item for item in plan.items if item.sample]
+        return StepResult(plan.number, self._sample(logits, sampling))
+
+    def export_page(self, block_id: int, layer: int) -> bytes:
+        """K then V of one block in one layer."""
+        return self._kv.export_page(block_id, layer)
+
+    def import_page(self, block_id: int, layer: int, data: bytes) -> None:
+        """Write a page. Raises ValueError when its length is not this layout's."""
+        self._kv.import_page(block_id, layer, data)
+
+    def _sample(self, logits: Logits, items: Sequence[PlanItem]) -> tuple[Sampled, ...]:
+        """All plain greedy rows at once, the others one by one."""
+        finite = np.asarray(np.isfinite(logits).all(axis=1)).tolist()
+        best = logits.argmax(axis=1).tolist()
+        return tuple(
+            Sampled(item.sequence_id, OutputToken(best[row]))
+            if finite[row] and is_plain_greedy(item.sampling)
+            else self._sample_one(logits[row], item)
+            for row, item in enumerate(items)
+        )
+
+    def _sample_one(self, row: Logits, item: PlanItem) -> Sampled:
+        try:
+            token = sample(
+                row,
+                item.sampling,
+                item.prompt_token_ids,
+                item.output_token_ids,
+                self._end_token_ids,
+            )
+        except SamplingError as error:
+            return Sampled(item.sequence_id, None, str(error))
+        return Sampled(item.sequence_id, token)
+
+    def _check_tokens(self, items: Sequence[PlanItem]) -> None:
+        spec = self._model.spec
+        for item in items:
+            end = item.start + len(item.token_ids)
+            if item.start < 0 or end > spec.context_tokens:
+                raise ValueError(
+                    f"{item.sequence_id}: positions {item.start} to {end}, "
+                    f"expected at most {spec.context_tokens}"
+                )
+            if not item.token_ids:
+                raise ValueError(f"{item.sequence_id}: token_ids: expected at least one")
+            if min(item.token_ids) < 0 or max(item.token_ids) >= spec.vocab_size:
+                raise ValueError(
+                    f"{item.sequence_id}: token_ids: expected 0 to {spec.vocab_size - 1}"
+                )
+
+
+def _check_choices(numerics: str, dtype: str, num_threads: int | None) -> None:
+    if numerics not in NUMERICS:
+        raise ValueError(f"numerics: {numerics!r}, expected one of {', '.join(NUMERICS)}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if numerics == "deterministic" and dtype != "float32":
+        raise ValueError(f"dtype: {dtype!r}, expected 'float32' in deterministic mode")
+    if num_threads is not None and num_threads < 1:
+        raise ValueError(f"num_threads: {num_threads}, expected at least 1")
+    if numerics == "deterministic" and num_threads not in (None, 1):
+        raise ValueError(f"num_threads: {num_threads}, expected 1 in deterministic mode")
+
+
+def _pool_blocks(
+    num_blocks: int | None, kv_bytes: int | None, layout: KvLayout, block_size: int
+) -> int:
+    if block_size < 1:
+        raise ValueError(f"block_size: {block_size}, expected at least 1")
+    if (num_blocks is None) == (kv_bytes is None):
+        raise ValueError("num_blocks, kv_bytes: expected exactly one of them")
+    if num_blocks is None:
+        num_blocks = (kv_bytes or 0) // (layout.token_bytes * block_size)
+    if num_blocks < 1:
+        raise ValueError(f"num_blocks: {num_blocks}, expected room for at least one block")
+    return num_blocks

@@ -1,0 +1,191 @@
+"""Sequences between the wire and core: what to run, and the news of what ran."""
+
+from __future__ import annotations
+
+from banyan.v1 import common_pb2, worker_pb2
+from banyan_core.types import (
+    Finish,
+    LeasedKv,
+    OutputToken,
+    Refusal,
+    SamplingParams,
+    SequenceFigures,
+    SequenceReport,
+    SequenceSpec,
+)
+from banyan_runtime.worker_codec import require, worker_ref_from_pb, worker_ref_to_pb
+
+_FINISH_TO_PB = {
+    Finish.STOP: worker_pb2.FINISH_STOP,
+    Finish.LENGTH: worker_pb2.FINISH_LENGTH,
+    Finish.CANCELLED: worker_pb2.FINISH_CANCELLED,
+    Finish.FAILED: worker_pb2.FINISH_FAILED,
+    Finish.DRAINED: worker_pb2.FINISH_DRAINED,
+    Finish.UNKNOWN: worker_pb2.FINISH_UNKNOWN,
+}
+_FINISH_FROM_PB = {number: finish for finish, number in _FINISH_TO_PB.items()}
+
+
+def sampling_to_pb(params: SamplingParams) -> common_pb2.SamplingParams:
+    return common_pb2.SamplingParams(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        repetition_penalty=params.repetition_penalty,
+        logit_bias=dict(params.logit_bias),
+        seed=params.seed,
+        max_tokens=params.max_tokens,
+        min_tokens=params.min_tokens,
+        ignore_eos=params.ignore_eos,
+        stop_token_ids=params.stop_token_ids,
+        logprobs=params.logprobs,
+        num_top_logprobs=params.num_top_logprobs,
+    )
+
+
+def sampling_from_pb(message: common_pb2.SamplingParams) -> SamplingParams:
+    """The logit biases come back in the order of their token ids: a wire map has none."""
+    return SamplingParams(
+        temperature=message.temperature,
+        top_p=message.top_p,
+        top_k=message.top_k,
+        min_p=message.min_p,
+        presence_penalty=message.presence_penalty,
+        frequency_penalty=message.frequency_penalty,
+        repetition_penalty=message.repetition_penalty,
+        logit_bias=tuple(sorted(message.logit_bias.items())),
+        seed=message.seed,
+        max_tokens=message.max_tokens,
+        min_tokens=message.min_tokens,
+        ignore_eos=message.ignore_eos,
+        stop_token_ids=tuple(message.stop_token_ids),
+        logprobs=message.logprobs,
+        num_top_logprobs=message.num_top_logprobs,
+    )
+
+
+def sequence_spec_to_pb(spec: SequenceSpec) -> worker_pb2.SequenceSpec:
+    return worker_pb2.SequenceSpec(
+        sequence_id=spec.sequence_id,
+        gateway_id=spec.gateway_id,
+        gateway_epoch=spec.gateway_epoch,
+        card_digest=spec.card_digest,
+        prompt_token_ids=spec.prompt_token_ids,
+        output_token_ids=spec.output_token_ids,
+        sampling=sampling_to_pb(spec.sampling),
+        salt=spec.salt,
+        priority=spec.priority,
+        remaining_ns=spec.remaining_ns,
+    )
+
+
+def sequence_spec_from_pb(message: worker_pb2.SequenceSpec) -> SequenceSpec:
+    require(message, "sampling")
+    return SequenceSpec(
+        sequence_id=message.sequence_id,
+        gateway_id=message.gateway_id,
+        gateway_epoch=message.gateway_epoch,
+        card_digest=message.card_digest,
+        prompt_token_ids=tuple(message.prompt_token_ids),
+        output_token_ids=tuple(message.output_token_ids),
+        sampling=sampling_from_pb(message.sampling),
+        salt=message.salt,
+        priority=message.priority,
+        remaining_ns=message.remaining_ns,
+    )
+
+
+def leased_kv_to_pb(source: LeasedKv) -> worker_pb2.LeasedKv:
+    return worker_pb2.LeasedKv(worker=worker_ref_to_pb(source.worker), lease_id=source.lease_id)
+
+
+def leased_kv_from_pb(message: worker_pb2.LeasedKv) -> LeasedKv:
+    require(message, "worker")
+    return LeasedKv(worker_ref_from_pb(message.worker), message.lease_id)
+
+
+def admission_to_pb(refusal: Refusal | None, epoch: int) -> worker_pb2.Admission:
+    """None is a yes. `epoch` is the answering worker's."""
+    if refusal is None:
+        return worker_pb2.Admission(accepted=True, epoch=epoch)
+    return worker_pb2.Admission(
+        reason=refusal.reason, retry_after_ns=refusal.retry_after_ns, epoch=epoch
+    )
+
+
+def admission_from_pb(message: worker_pb2.Admission) -> Refusal | None:
+    if message.accepted:
+        return None
+    return Refusal(message.reason, message.retry_after_ns)
+
+
+def output_token_to_pb(token: OutputToken) -> worker_pb2.OutputToken:
+    message = worker_pb2.OutputToken(token_id=token.token_id, logprob=token.logprob)
+    for token_id, logprob in token.top:
+        message.top.add(token_id=token_id, logprob=logprob)
+    return message
+
+
+def output_token_from_pb(message: worker_pb2.OutputToken) -> OutputToken:
+    logprob = message.logprob if message.HasField("logprob") else None
+    top = tuple((entry.token_id, entry.logprob) for entry in message.top)
+    return OutputToken(message.token_id, logprob, top)
+
+
+def figures_to_pb(figures: SequenceFigures) -> worker_pb2.SequenceFigures:
+    return worker_pb2.SequenceFigures(
+        num_cached_tokens=figures.num_cached_tokens,
+        num_computed_tokens=figures.num_computed_tokens,
+        fetch_ns=figures.fetch_ns,
+        queue_ns=figures.queue_ns,
+        compute_ns=figures.compute_ns,
+        num_preemptions=figures.num_preemptions,
+        num_fetched_blocks=figures.num_fetched_blocks,
+        num_rejected_pages=figures.num_rejected_pages,
+    )
+
+
+def figures_from_pb(message: worker_pb2.SequenceFigures) -> SequenceFigures:
+    return SequenceFigures(
+        num_cached_tokens=message.num_cached_tokens,
+        num_computed_tokens=message.num_computed_tokens,
+        fetch_ns=message.fetch_ns,
+        queue_ns=message.queue_ns,
+        compute_ns=message.compute_ns,
+        num_preemptions=message.num_preemptions,
+        num_fetched_blocks=message.num_fetched_blocks,
+        num_rejected_pages=message.num_rejected_pages,
+    )
+
+
+def sequence_report_to_pb(report: SequenceReport) -> worker_pb2.SequenceReport:
+    finish = (
+        worker_pb2.FINISH_UNSPECIFIED if report.finish is None else _FINISH_TO_PB[report.finish]
+    )
+    return worker_pb2.SequenceReport(
+        sequence_id=report.sequence_id,
+        first_index=report.first_index,
+        tokens=[output_token_to_pb(token) for token in report.tokens],
+        finish=finish,
+        error=report.error,
+        figures=None if report.figures is None else figures_to_pb(report.figures),
+    )
+
+
+def sequence_report_from_pb(message: worker_pb2.SequenceReport) -> SequenceReport:
+    finish = None
+    if message.finish != worker_pb2.FINISH_UNSPECIFIED:
+        if message.finish not in _FINISH_FROM_PB:
+            raise ValueError(f"finish: {message.finish} is not a known end")
+        finish = _FINISH_FROM_PB[message.finish]
+    return SequenceReport(
+        sequence_id=message.sequence_id,
+        first_index=message.first_index,
+        tokens=tuple(output_token_from_pb(token) for token in message.tokens),
+        finish=finish,
+        error=message.error,
+        figures=figures_from_pb(message.figures) if message.HasField("figures") else None,
+    )

@@ -1,0 +1,147 @@
+"""The bus on Redis or Valkey Streams: one stream per topic, capped, read by broadcast cursors.
+
+One task sends what was published, in order, in pipelines; a pipeline that failed is sent again
+whole, so a record may come twice (its seq tells). Readers use a connection each, block for less
+than the socket's timeout, and go on after the last id that they yielded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from banyan_runtime.bus import Record, Since
+
+_SOCKET_TIMEOUT_S = 3.0
+_BLOCK_MS = 1000  # less than the socket's timeout
+_BATCH = 256
+_BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
+_CLOSE_TIMEOUT_S = 1.0
+_UNREACHABLE = (RedisError, OSError, TimeoutError)
+
+
+class ValkeyBus:
+    """One process's access to the bus. Nothing connects before it is used."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        prefix: str = "banyan:",
+        max_buffered: int = 10_000,
+        max_records: int = 100_000,
+    ) -> None:
+        self._url = url
+        self._prefix = prefix
+        self._max_buffered = max_buffered
+        self._max_records = max_records
+        self._buffer: deque[tuple[str, str, bytes]] = deque()
+        self._sender: asyncio.Task[None] | None = None
+        self._client: Redis | None = None
+        self._is_closed = False
+
+    def publish(self, topic: str, key: str, value: bytes) -> bool:
+        if self._is_closed or len(self._buffer) >= self._max_buffered:
+            return False
+        self._buffer.append((topic, key, value))
+        if self._sender is None or self._sender.done():
+            self._sender = asyncio.get_running_loop().create_task(self._send(), name="bus sender")
+        return True
+
+    async def _send(self) -> None:
+        """Hand on what is buffered, then end; `publish` starts it again."""
+        if self._client is None:
+            self._client = self._connect()
+        failures = 0
+        while self._buffer:
+            batch = [self._buffer[i] for i in range(min(_BATCH, len(self._buffer)))]
+            try:
+                await self._append(self._client, batch)
+            except _UNREACHABLE:
+                await asyncio.sleep(_backoff_s(failures))
+                failures += 1
+                continue
+            failures = 0
+            for _ in batch:
+                self._buffer.popleft()
+
+    async def _append(self, client: Redis, batch: Sequence[tuple[str, str, bytes]]) -> None:
+        async with client.pipeline(transaction=False) as pipeline:
+            for topic, key, value in batch:
+                pipeline.xadd(
+                    self._prefix + topic,
+                    {"k": key, "v": value},
+                    maxlen=self._max_records,
+                    approximate=True,
+                )
+            await pipeline.execute()
+
+    async def subscribe(self, topics: Sequence[str], since: Since) -> AsyncGenerator[Record, None]:
+        at = dict.fromkeys(topics, "0-0") if since is Since.START else {}
+        failures = 0
+        client = self._connect()
+        try:
+            while not self._is_closed:
+                try:
+                    for topic in topics:
+                        if topic not in at:
+                            at[topic] = await self._last_id(client, topic)
+                    records = await self._read(client, at)
+                except _UNREACHABLE:
+                    await asyncio.sleep(_backoff_s(failures))
+                    failures += 1
+                    continue
+                failures = 0
+                for record in records:
+                    at[record.topic] = record.cursor
+                    yield record
+        finally:
+            await client.aclose()
+
+    async def _last_id(self, client: Redis, topic: str) -> str:
+        """A concrete id for "from now on": `$` again and again would lose what came between."""
+        last = await client.xrevrange(self._prefix + topic, count=1)
+        return _text(last[0][0]) if last else "0-0"
+
+    async def _read(self, client: Redis, at: dict[str, str]) -> list[Record]:
+        streams: dict[Any, Any] = {self._prefix + topic: cursor for topic, cursor in at.items()}
+        answer: Any = await client.xread(streams, count=_BATCH, block=_BLOCK_MS)
+        records = []
+        for name, entries in answer or ():
+            topic = _text(name).removeprefix(self._prefix)
+            for cursor, fields in entries:
+                records.append(Record(topic, _text(cursor), _text(fields[b"k"]), fields[b"v"]))
+        return records
+
+    async def close(self) -> None:
+        if self._sender is not None and not self._sender.done():
+            await asyncio.wait((self._sender,), timeout=_CLOSE_TIMEOUT_S)
+            self._sender.cancel()
+            await asyncio.gather(self._sender, return_exceptions=True)
+        self._is_closed = True
+        if self._client is not None:
+            await self._client.aclose()
+
+    def _connect(self) -> Redis:
+        return Redis.from_url(
+            self._url,
+            socket_timeout=_SOCKET_TIMEOUT_S,
+            socket_connect_timeout=_SOCKET_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+            protocol=2,
+        )
+
+
+def _backoff_s(failures: int) -> float:
+    return _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

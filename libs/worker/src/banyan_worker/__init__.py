@@ -1,0 +1,1 @@
+"""What both worker services share: servicer, step loop, leases, pull and export."""

@@ -1,0 +1,84 @@
+"""Which runner computes, and the model card that goes with it.
+
+Torch is imported only when it was asked for, so that a worker without it still installs, imports
+and serves the echo runner.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+
+from banyan_core.echo import EchoLatency, EchoRunner
+from banyan_core.runner import Runner
+from banyan_core.types import ModelCard
+from banyan_runtime.settings import SettingsError
+from banyan_text.card import echo_card, read_card
+from banyan_text.model_folder import ModelFolderError
+
+ECHO_BLOCKS = 4096
+"""The echo runner's pool: its blocks are so small that a share of memory would say nothing."""
+
+
+class RunnerKind(StrEnum):
+    TORCH = "torch"
+    ECHO = "echo"
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    runner: Runner
+    card: ModelCard
+
+
+def load_runner(
+    kind: RunnerKind,
+    *,
+    prefix: str,
+    folder: Path | None,
+    name: str | None,
+    numerics: str,
+    block_size: int,
+    kv_bytes: int,
+    num_blocks: int | None,
+    num_threads: int | None,
+) -> Loaded:
+    """Build the runner. Raises SettingsError, with keys that start with `prefix`."""
+    if kind is RunnerKind.ECHO:
+        return _echo(prefix, name, numerics, block_size, num_blocks)
+    if folder is None:
+        raise SettingsError(f"{prefix}MODEL is not set: expected the folder of a model.")
+    try:
+        from banyan_engine.torch_runner import TorchRunner
+    except ModuleNotFoundError as error:
+        raise SettingsError(
+            f"{prefix}RUNNER=torch needs {error.name}: install the service with its torch extra, "
+            "or set it to echo."
+        ) from None
+    try:
+        card = read_card(folder, block_size, numerics, name)
+        runner = TorchRunner(
+            folder,
+            num_blocks=num_blocks,
+            kv_bytes=kv_bytes if num_blocks is None else None,
+            block_size=block_size,
+            numerics=numerics,
+            num_threads=num_threads,
+        )
+    except (ModelFolderError, ValueError) as error:
+        raise SettingsError(f"{prefix}MODEL={folder}: {error}") from None
+    return Loaded(runner, card)
+
+
+def _echo(
+    prefix: str, name: str | None, numerics: str, block_size: int, num_blocks: int | None
+) -> Loaded:
+    num_blocks = ECHO_BLOCKS if num_blocks is None else num_blocks
+    if block_size < 1 or num_blocks < 1:
+        raise SettingsError(
+            f"{prefix}BLOCK_SIZE={block_size}, {prefix}NUM_BLOCKS={num_blocks}: "
+            "expected 1 or more of each."
+        )
+    card = echo_card(block_size, numerics, name or "echo")
+    return Loaded(EchoRunner(num_blocks, block_size, EchoLatency()), card)

@@ -1,0 +1,254 @@
+"""The sequences of one worker, from admission to their end, and all that follows from a step.
+
+This is where the parts meet: a sequence is admitted, its KV is fetched, the engine runs it, and
+what the engine says goes to the token streams, the pulls, the store and the bus.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from banyan_core.admission import AdmissionView, refuse
+from banyan_core.engine_messages import (
+    BlocksEvicted,
+    BlocksFilled,
+    Cancel,
+    DrainNow,
+    EngineCommand,
+    Held,
+    Release,
+    Report,
+    Submit,
+)
+from banyan_core.hashing import block_hashes
+from banyan_core.runner import StepPlan
+from banyan_core.types import (
+    NS_PER_S,
+    Finish,
+    LeasedKv,
+    OutputToken,
+    Refusal,
+    SequenceReport,
+    SequenceSpec,
+    WorkerLoad,
+)
+from banyan_runtime.clock import Clock
+from banyan_runtime.lifespan import Tasks
+from banyan_worker.importer import Onboarded
+from banyan_worker.parts import Parts
+
+
+@dataclass(slots=True)
+class WorkTotals:
+    """Counters since the start."""
+
+    num_steps: int = 0
+    num_prompt_tokens: int = 0
+    num_output_tokens: int = 0
+    num_refused: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Fetching:
+    spec: SequenceSpec
+    task: asyncio.Task[None]
+
+
+class Work:
+    """A `StepListener`. `parts` are complete before the first call."""
+
+    def __init__(self, clock: Clock, tasks: Tasks, logger: logging.Logger) -> None:
+        self._clock = clock
+        self._tasks = tasks
+        self._logger = logger
+        self._fetching: dict[str, _Fetching] = {}
+        self.parts: Parts
+        self.draining = False
+        self.totals = WorkTotals()
+
+    @property
+    def idle(self) -> bool:
+        """Nothing runs and nobody may still pull."""
+        return self.parts.steps.engine.idle and not self._fetching and not len(self.parts.leases)
+
+    @property
+    def num_fetching(self) -> int:
+        return len(self._fetching)
+
+    def load(self) -> WorkerLoad:
+        """The engine's load, and what waits for its KV."""
+        load = self.parts.steps.engine.load(self._clock.now_ns())
+        tokens = sum(len(entry.spec.prompt_token_ids) for entry in self._fetching.values())
+        return replace(
+            load,
+            num_waiting=load.num_waiting + len(self._fetching),
+            num_waiting_tokens=load.num_waiting_tokens + tokens,
+            draining=self.draining,
+        )
+
+    # ------------------------------------------------------------ admission
+
+    def admit_prefill(self, spec: SequenceSpec, lease_ns: int) -> Refusal | None:
+        """Compute, sample one token, keep the blocks for `lease_ns`. None is a yes."""
+        if spec.sequence_id in self.parts.streams.outbox:
+            return None  # said twice
+        refusal = self._admit(spec)
+        if refusal is None:
+            tokens = (*spec.prompt_token_ids, *spec.output_token_ids)
+            hashes = block_hashes(tokens, self.parts.card.block_size, spec.salt)
+            self.parts.leases.ask(spec.sequence_id, lease_ns)
+            self.parts.exporter.expect(spec.sequence_id, hashes)
+            self._onboard(spec, None, hold=True)
+        return refusal
+
+    def admit_decode(self, spec: SequenceSpec, source: LeasedKv | None) -> Refusal | None:
+        """Run to the end, with the KV of `source` if it can be had. None is a yes."""
+        if spec.sequence_id in self.parts.streams.outbox:
+            return None
+        refusal = self._admit(spec)
+        if refusal is None:
+            self._onboard(spec, source, hold=False)
+        return refusal
+
+    def _admit(self, spec: SequenceSpec) -> Refusal | None:
+        parts = self.parts
+        view = AdmissionView(parts.card, parts.num_blocks, parts.options.limits, self.load())
+        refusal = refuse(spec, view)
+        if refusal is not None:
+            self.totals.num_refused += 1
+            return refusal
+        parts.streams.open(spec)
+        parts.board.admitted(spec.sequence_id)
+        return None
+
+    def _onboard(self, spec: SequenceSpec, source: LeasedKv | None, hold: bool) -> None:
+        task = self._tasks.spawn_brief("onboard", self._fetch_and_submit(spec, source, hold))
+        self._fetching[spec.sequence_id] = _Fetching(spec, task)
+
+    async def _fetch_and_submit(
+        self, spec: SequenceSpec, source: LeasedKv | None, hold: bool
+    ) -> None:
+        remaining_s = spec.remaining_ns / NS_PER_S if spec.remaining_ns else None
+        started_ns = self._clock.now_ns()
+        try:
+            async with asyncio.timeout(remaining_s):
+                onboarded = await self._fetch(spec, source)
+        except TimeoutError:
+            self._end_unsubmitted(spec, Finish.CANCELLED, "its deadline passed")
+            return
+        finally:
+            self._fetching.pop(spec.sequence_id, None)
+        if spec.remaining_ns:
+            left_ns = spec.remaining_ns - (self._clock.now_ns() - started_ns)
+            spec = replace(spec, remaining_ns=max(1, left_ns))
+        self._submit(spec, onboarded, hold)
+
+    async def _fetch(self, spec: SequenceSpec, source: LeasedKv | None) -> Onboarded:
+        try:
+            return await self.parts.importer.onboard(spec, source, self.parts.steps)
+        except Exception:  # the guard around what came over the wire: the sequence must go on
+            self._logger.exception("onboarding failed", extra={"sequence_id": spec.sequence_id})
+            return Onboarded("")
+
+    def _submit(self, spec: SequenceSpec, onboarded: Onboarded, hold: bool) -> None:
+        # With logprobs the engine samples a fetched token again: the fetch has only its id.
+        if onboarded.new_token_ids and not spec.sampling.logprobs:
+            new = tuple(OutputToken(token_id) for token_id in onboarded.new_token_ids)
+            report = SequenceReport(spec.sequence_id, len(spec.output_token_ids), new)
+            self.parts.streams.add(0, [report])
+            output = (*spec.output_token_ids, *onboarded.new_token_ids)
+            spec = replace(spec, output_token_ids=output)
+        submit = Submit(
+            spec=spec,
+            hold=hold,
+            import_id=onboarded.import_id,
+            fetch_ns=onboarded.fetch_ns,
+            num_fetched_blocks=onboarded.num_fetched_blocks,
+            num_rejected_pages=onboarded.num_rejected_pages,
+        )
+        self.parts.steps.feed(submit)
+
+    # ------------------------------------------------------------ ends
+
+    def cancel(self, sequence_ids: Sequence[str]) -> None:
+        """Stop working on these within one step; unknown ids are ignored."""
+        for sequence_id in sequence_ids:
+            entry = self._fetching.pop(sequence_id, None)
+            if entry is not None:
+                entry.task.cancel()
+                self._end_unsubmitted(entry.spec, Finish.CANCELLED, "")
+        if sequence_ids:
+            self.parts.steps.feed(Cancel(tuple(sequence_ids)))
+            self.parts.leases.release(sequence_ids)
+
+    def release(self, lease_ids: Sequence[str]) -> int:
+        return self.parts.leases.release(lease_ids)
+
+    def lease_ended(self, lease_id: str) -> None:
+        self.parts.exporter.end(lease_id)
+        self.parts.steps.feed(Release((lease_id,)))
+
+    def drain_now(self) -> None:
+        """End everything as drained, so that it goes on elsewhere."""
+        entries, self._fetching = self._fetching, {}
+        for entry in entries.values():
+            entry.task.cancel()
+            self._end_unsubmitted(entry.spec, Finish.DRAINED, "")
+        self.parts.steps.feed(DrainNow())
+
+    def _end_unsubmitted(self, spec: SequenceSpec, finish: Finish, error: str) -> None:
+        index = len(spec.output_token_ids)
+        self._ended(SequenceReport(spec.sequence_id, index, (), finish, error))
+
+    def _ended(self, report: SequenceReport) -> None:
+        """The end of a sequence that the engine does not hold blocks for."""
+        self.parts.streams.add(0, [report])
+        self._drop_lease(report.sequence_id)
+
+    def _drop_lease(self, sequence_id: str) -> None:
+        self.parts.exporter.end(sequence_id)
+        self.parts.leases.forget(sequence_id)
+
+    # ------------------------------------------------------------ what steps bring
+
+    def step_started(self, plan: StepPlan) -> None:
+        self.parts.exporter.step_started(plan)
+        self.totals.num_steps += 1
+        for item in plan.items:
+            prompt_left = max(0, item.num_prompt_tokens - item.start)
+            self.totals.num_prompt_tokens += min(len(item.token_ids), prompt_left)
+
+    def layer_done(self, layer: int) -> None:
+        self.parts.exporter.layer_done(layer)
+
+    def step_ended(self) -> None:
+        self.parts.exporter.step_ended()
+
+    def on_command(self, command: EngineCommand) -> None:
+        parts = self.parts
+        match command:
+            case Report():
+                self._on_report(command)
+            case Held():
+                parts.exporter.held(command.lease_id, command.output_token_ids)
+                parts.leases.grant(command.lease_id)
+            case BlocksFilled():
+                parts.pages.blocks_filled(command.hashes, command.block_ids)
+                parts.events.blocks_filled(command.hashes)
+                parts.offloader.blocks_filled(command.hashes)
+            case BlocksEvicted():
+                parts.pages.blocks_evicted(command.hashes)
+                parts.events.blocks_evicted(command.hashes)
+            case _:
+                raise AssertionError(f"{type(command).__name__} is the step loop's own")
+
+    def _on_report(self, command: Report) -> None:
+        self.parts.streams.add(command.step, command.sequences)
+        for report in command.sequences:
+            self.totals.num_output_tokens += len(report.tokens)
+            if report.finish is not None and not self.parts.exporter.is_held(report.sequence_id):
+                self._drop_lease(report.sequence_id)
+        self.parts.board.changed()

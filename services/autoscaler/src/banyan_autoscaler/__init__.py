@@ -1,0 +1,1 @@
+"""Observes, decides scale, acts through an actuator."""

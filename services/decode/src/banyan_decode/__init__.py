@@ -1,0 +1,1 @@
+"""Generates in continuous batches and streams tokens."""

@@ -1,0 +1,1 @@
+"""OpenAI-compatible REST and SSE; drives each request to its one end."""

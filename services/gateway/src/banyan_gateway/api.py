@@ -1,0 +1,240 @@
+"""The gateway's HTTP routes: OpenAI's API, and what an operator asks.
+
+A route reads the body, has it prepared off the event loop, and returns a `Reply` that drives the
+gateway. All that concerns every route (ids, keys, logs) is in `edge`.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+from fastapi import FastAPI, Request, Response
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_LATEST
+from starlette.exceptions import HTTPException
+
+from banyan_core.types import NS_PER_S, ModelCard
+from banyan_gateway.answer_names import AnswerNames
+from banyan_gateway.auth import KeyRing, Tenant
+from banyan_gateway.body import read_json_body
+from banyan_gateway.edge import Edge
+from banyan_gateway.errors import ApiError
+from banyan_gateway.openai_format import (
+    AnswerHead,
+    ChatFormatter,
+    CompletionFormatter,
+    Formatter,
+)
+from banyan_gateway.ports import GatewayPort
+from banyan_gateway.prepare import Arrival, Prepared, Preparer
+from banyan_gateway.reply import Reply, ReplyOptions
+from banyan_runtime.clock import Clock
+from banyan_runtime.offload import Offload
+from banyan_text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class ApiOptions:
+    """`default_deadline_ns` of None means that requests may take as long as they take."""
+
+    version: str
+    reply: ReplyOptions = field(default_factory=ReplyOptions)
+    body_bytes_max: int = 8 * 1024 * 1024
+    body_timeout_s: float = 60.0
+    default_deadline_ns: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ApiTools:
+    """What the API takes from the process around it. `draw` gives 63 random bits."""
+
+    clock: Clock
+    offload: Offload
+    draw: Callable[[], int]
+    logger: logging.Logger
+    registry: CollectorRegistry
+
+
+def build_app(
+    gateway: GatewayPort,
+    tokenizer: Tokenizer,
+    card: ModelCard,
+    keys: KeyRing,
+    tools: ApiTools,
+    options: ApiOptions,
+) -> FastAPI:
+    """The ASGI application. Nothing in it runs until it is served."""
+    app = FastAPI(
+        title="Banyan", version=options.version, docs_url=None, redoc_url=None, openapi_url=None
+    )
+    Api(gateway, tokenizer, card, tools, options).add_routes(app)
+    app.add_exception_handler(ApiError, _refuse)
+    app.add_exception_handler(HTTPException, _refuse_route)
+    app.add_middleware(
+        Edge,
+        keys=keys,
+        new_id=lambda: f"req-{tools.draw():016x}{tools.draw():016x}",
+        clock=tools.clock,
+        logger=tools.logger,
+        registry=tools.registry,
+    )
+    return app
+
+
+async def _refuse(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ApiError)
+    return error.response()
+
+
+async def _refuse_route(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    message = (
+        f"{where} is not here: see /v1/models" if error.status_code == 404 else str(error.detail)
+    )
+    if error.status_code == 405:
+        message = f"{request.url.path} does not take {request.method}"
+    response = ApiError(error.status_code, message).response()
+    response.headers.update(error.headers or {})
+    return response
+
+
+class Api:
+    """The routes' functions and what they share."""
+
+    def __init__(
+        self,
+        gateway: GatewayPort,
+        tokenizer: Tokenizer,
+        card: ModelCard,
+        tools: ApiTools,
+        options: ApiOptions,
+    ) -> None:
+        self._gateway = gateway
+        self._tokenizer = tokenizer
+        self._card = card
+        self._tools = tools
+        self._options = options
+        self._preparer = Preparer(tokenizer, card)
+        self._names = AnswerNames()
+        self._started_unix_s = tools.clock.unix_ns() // NS_PER_S
+
+    def add_routes(self, app: FastAPI) -> None:
+        post, get = ["POST"], ["GET"]
+        app.add_api_route("/v1/chat/completions", self.chat, methods=post)
+        app.add_api_route("/v1/completions", self.completion, methods=post)
+        app.add_api_route("/v1/models", self.models, methods=get)
+        app.add_api_route("/v1/models/{model_id:path}", self.model, methods=get)
+        app.add_api_route("/v1/requests/{name}", self.explain, methods=get)
+        app.add_api_route("/tokenize", self.tokenize, methods=post)
+        app.add_api_route("/detokenize", self.detokenize, methods=post)
+        app.add_api_route("/health", self.health, methods=get)
+        app.add_api_route("/ready", self.ready, methods=get)
+        app.add_api_route("/metrics", self.metrics, methods=get)
+        app.add_api_route("/version", self.version, methods=get)
+
+    async def chat(self, request: Request) -> Response:
+        return await self._generate(request, "chatcmpl", self._preparer.chat, ChatFormatter)
+
+    async def completion(self, request: Request) -> Response:
+        prepare = self._preparer.completion
+        return await self._generate(request, "cmpl", prepare, CompletionFormatter)
+
+    async def tokenize(self, request: Request) -> Response:
+        body = await self._read(request)
+        return _json(await self._tools.offload.run(self._preparer.tokenize, body))
+
+    async def detokenize(self, request: Request) -> Response:
+        body = await self._read(request)
+        return _json(await self._tools.offload.run(self._preparer.detokenize, body))
+
+    async def models(self) -> Response:
+        return _json({"object": "list", "data": [self._model_json()]})
+
+    async def model(self, model_id: str) -> Response:
+        if model_id != self._card.name:
+            message = f"model {model_id!r} is not served here, see /v1/models"
+            raise ApiError(404, message, "model", "model_not_found")
+        return _json(self._model_json())
+
+    async def explain(self, request: Request, name: str) -> Response:
+        """One view, or `{"requests": [...]}` for an answer that had several prompts."""
+        tenant: Tenant = request.state.tenant
+        found = map(self._gateway.request_view, self._names.find(tenant.name, name))
+        views = [view for view in found if view is not None]
+        if not views:
+            message = f"request {name!r} is not known (any more)"
+            raise ApiError(404, message, "id", "request_not_found")
+        return _json(views[0] if len(views) == 1 else {"id": name, "requests": views})
+
+    async def health(self) -> Response:
+        return Response()
+
+    async def ready(self) -> Response:
+        is_ready, reason = await self._gateway.ready()
+        return _json({"ready": is_ready, "reason": reason}, 200 if is_ready else 503)
+
+    async def metrics(self) -> Response:
+        return Response(generate_latest(self._tools.registry), media_type=CONTENT_TYPE_LATEST)
+
+    async def version(self) -> Response:
+        return _json({"version": self._options.version})
+
+    async def _generate(
+        self,
+        request: Request,
+        prefix: str,
+        prepare: Callable[[bytes, Arrival], Prepared],
+        formatter_type: Callable[[AnswerHead, Tokenizer, bool, bool], Formatter],
+    ) -> Response:
+        body = await self._read(request)
+        arrival = self._arrival(request, prefix)
+        prepared = await self._tools.offload.run(prepare, body, arrival)
+        self._name(request, arrival, prepared)
+        head = AnswerHead(
+            arrival.answer_id,
+            self._tools.clock.unix_ns() // NS_PER_S,
+            self._card.name,
+            f"fp_{self._card.digest.hex()[:12]}",
+        )
+        logprobs = prepared.requests[0].sampling.logprobs
+        formatter = formatter_type(head, self._tokenizer, logprobs, prepared.include_usage)
+        return Reply(self._gateway, prepared, formatter, self._options.reply, self._tools.logger)
+
+    async def _read(self, request: Request) -> bytes:
+        options = self._options
+        return await read_json_body(request, options.body_bytes_max, options.body_timeout_s)
+
+    def _arrival(self, request: Request, prefix: str) -> Arrival:
+        draw = self._tools.draw
+        return Arrival(
+            answer_id=f"{prefix}-{draw():016x}{draw():016x}",
+            tenant=request.state.tenant,
+            received_ns=request.state.received_ns,
+            drawn_seed=draw(),
+            deadline_ns=self._options.default_deadline_ns,
+        )
+
+    def _name(self, request: Request, arrival: Arrival, prepared: Prepared) -> None:
+        request_ids = tuple(each.request_id for each in prepared.requests)
+        tenant = arrival.tenant.name
+        self._names.keep(tenant, (arrival.answer_id, request.state.request_id), request_ids)
+        if len(request_ids) > 1:
+            for request_id in request_ids:
+                self._names.keep(tenant, (request_id,), (request_id,))
+
+    def _model_json(self) -> dict[str, object]:
+        return {
+            "id": self._card.name,
+            "object": "model",
+            "created": self._started_unix_s,
+            "owned_by": "banyan",
+            "max_model_len": self._card.context_tokens,
+        }
+
+
+def _json(value: object, status: int = 200) -> Response:
+    return Response(msgspec.json.encode(value), status, media_type="application/json")

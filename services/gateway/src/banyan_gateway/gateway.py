@@ -1,0 +1,293 @@
+"""The driving half of the gateway: requests in, deltas out, journeys in between.
+
+    generate -> Accepted -> Journeys (core) -> commands -> routers, workers, answers
+                               ^__________________ facts _______________|
+
+The pure machine decides; this class carries its commands out and feeds it what came of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+from banyan.v1 import router_pb2
+from banyan_core.hashing import block_hashes, cache_salt
+from banyan_core.journey import JourneyLimits
+from banyan_core.journey_messages import (
+    Accepted,
+    AckEnd,
+    CancelSequence,
+    ClientGone,
+    Deliver,
+    EndChoice,
+    EndRequest,
+    GatewayStopping,
+    JourneyCommand,
+    JourneyFact,
+    Place,
+    ReleaseLease,
+    StartDecode,
+    StartPrefill,
+    Stopped,
+)
+from banyan_core.journeys import Journeys
+from banyan_core.types import NS_PER_S, ModelCard, Outcome
+from banyan_gateway.answer import Answer
+from banyan_gateway.ports import Delta, GenerationRequest, RequestFailed, Usage
+from banyan_gateway.request_events import ALIVE_EVERY_S, RequestEvents
+from banyan_gateway.request_log import RequestLog, record_view
+from banyan_gateway.router_client import RouterClient
+from banyan_gateway.worker_calls import WorkerCalls
+from banyan_runtime import wire
+from banyan_runtime.bus import Bus, EventProducer
+from banyan_runtime.clock import Clock
+from banyan_runtime.directory import Directory
+from banyan_runtime.lifespan import Tasks
+from banyan_runtime.offload import Offload
+from banyan_runtime.pump import Pump, Recorder
+from banyan_runtime.rpc import Network, RpcError
+from banyan_text.choice_text import ChoiceText
+from banyan_text.tokenizer import Tokenizer
+
+READY_TIMEOUT_S = 1.0
+HASH_INLINE_TOKENS = 2048
+"""Longer prompts are hashed off the event loop: 1 us a block would hold up others' tokens."""
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayOptions:
+    mesh_secret: bytes
+    max_open_requests: int = 1000
+    limits: JourneyLimits = field(default_factory=JourneyLimits)
+
+
+class Gateway:
+    """Drives requests; implements `ports.GatewayPort`."""
+
+    def __init__(
+        self,
+        gateway_id: str,
+        epoch: int,
+        card: ModelCard,
+        tokenizer: Tokenizer,
+        network: Network,
+        directory: Directory,
+        bus: Bus,
+        clock: Clock,
+        offload: Offload,
+        logger: logging.Logger,
+        options: GatewayOptions,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.epoch = epoch
+        self._card = card
+        self._tokenizer = tokenizer
+        self._network = network
+        self._directory = directory
+        self._clock = clock
+        self._offload = offload
+        self._logger = logger
+        self._options = options
+        self._tasks = Tasks()
+        self._routers = RouterClient(network, directory)
+        self._log = RequestLog()
+        self._events = RequestEvents(EventProducer(bus, clock, gateway_id, epoch))
+        self._answers: dict[str, Answer] = {}
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._stopping = False
+        self._journeys = Journeys(gateway_id, epoch, options.limits)
+        self._pump: Pump[JourneyFact, JourneyCommand] = Pump(
+            self._journeys, clock, self._apply, recorder
+        )
+        self._workers = WorkerCalls(network, self._tasks, (gateway_id, epoch), self._pump.feed)
+        self._appliers: dict[type, Callable[[Any], None]] = {
+            Place: self._place,
+            StartPrefill: self._workers.start_prefill,
+            StartDecode: self._workers.start_decode,
+            CancelSequence: self._workers.cancel,
+            AckEnd: self._workers.ack,
+            ReleaseLease: self._workers.release,
+            Deliver: self._deliver,
+            EndChoice: self._end_choice,
+            EndRequest: self._end_request,
+        }
+
+    @property
+    def num_open(self) -> int:
+        return len(self._answers)
+
+    async def start(self) -> None:
+        self._tasks.spawn("journeys", self._pump.run())
+        self._tasks.spawn("alive", self._say_alive())
+
+    async def stop(self, grace_s: float) -> None:
+        """Take nothing new, let running answers end within the grace, then fail the rest."""
+        self._stopping = True
+        try:
+            async with asyncio.timeout(grace_s):
+                await self._idle.wait()
+        except TimeoutError:
+            self._pump.feed(GatewayStopping())
+            await self._idle.wait()
+        await self._tasks.cancel_all()
+
+    # ------------------------------------------------------------ requests
+
+    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Usage, None]:
+        """Drive one request to its end; see `ports.GatewayPort.generate`."""
+        if self._stopping:
+            raise RequestFailed("stopping", "the gateway is stopping", 1.0, 503)
+        if len(self._answers) >= self._options.max_open_requests:
+            raise RequestFailed("overloaded", "too many requests are open", 1.0, 429)
+        accepted = await self._accepted(request)
+        answer = self._open(request)
+        self._events.accepted(accepted)
+        self._pump.feed(accepted)
+        try:
+            async with aclosing(answer.items()) as items:
+                async for item in items:
+                    yield item
+        finally:
+            if not answer.ended:
+                self._pump.feed(ClientGone(request.request_id, "the client closed the connection"))
+
+    def _open(self, request: GenerationRequest) -> Answer:
+        texts = [
+            ChoiceText(
+                self._tokenizer, request.stop, request.include_stop, request.sampling.stop_token_ids
+            )
+            for _ in range(request.n)
+        ]
+        answer = Answer(texts, partial(self._stopped, request.request_id))
+        self._answers[request.request_id] = answer
+        self._idle.clear()
+        return answer
+
+    async def _accepted(self, request: GenerationRequest) -> Accepted:
+        salt = cache_salt(
+            self._options.mesh_secret, request.share_group, request.cache_salt, self._card.digest
+        )
+        tokens, size = request.prompt_token_ids, self._card.block_size
+        if len(tokens) > HASH_INLINE_TOKENS:
+            hashes = await self._offload.run(block_hashes, tokens, size, salt)
+        else:
+            hashes = block_hashes(tokens, size, salt)
+        deadline = request.deadline_ns
+        return Accepted(
+            request_id=request.request_id,
+            tenant=request.tenant,
+            model=request.model,
+            card_digest=self._card.digest,
+            prompt_token_ids=tokens,
+            block_hashes=hashes,
+            salt=salt,
+            sampling=request.sampling,
+            num_choices=request.n,
+            priority=request.priority,
+            received_ns=request.received_ns,
+            deadline_ns=None if deadline is None else request.received_ns + deadline,
+            stream=request.stream,
+        )
+
+    def request_view(self, request_id: str) -> dict[str, Any] | None:
+        """What is known of a request, running or ended, JSON-ready."""
+        record = self._log.get(request_id)
+        if record is not None:
+            return record_view(record, record.outcome.value)
+        journey = self._journeys.journey(request_id)
+        if journey is None:
+            return None
+        running = journey.record(self._clock.now_ns(), Outcome.FINISHED, "")
+        return record_view(running, "running")
+
+    async def ready(self) -> tuple[bool, str]:
+        """Ready when a router answers and knows a live worker that serves this very model."""
+        if self._stopping:
+            return False, "the gateway is stopping"
+        problem = "no router is known"
+        for address in await self._directory.addresses("router"):
+            try:
+                view = await self._network.channel(address).unary(
+                    wire.VIEW, router_pb2.ViewRequest(), READY_TIMEOUT_S
+                )
+            except RpcError as error:
+                problem = f"router {address}: {error.message}"
+                continue
+            return self._judge(view)
+        return False, problem
+
+    def _judge(self, view: router_pb2.ViewResponse) -> tuple[bool, str]:
+        live = [worker for worker in view.workers if worker.live]
+        if not live:
+            return False, "no worker is live"
+        if all(worker.card_digest != self._card.digest for worker in live):
+            models = ", ".join(sorted({worker.model for worker in live}))
+            return False, f"workers serve other model cards ({models}) than {self._card.name}"
+        return True, "ready"
+
+    # ------------------------------------------------------------ commands
+
+    def _apply(self, command: JourneyCommand) -> None:
+        self._appliers[type(command)](command)
+
+    def _place(self, command: Place) -> None:
+        self._tasks.spawn_brief("place", self._ask_router(command))
+
+    async def _ask_router(self, command: Place) -> None:
+        self._pump.feed(await self._routers.place(command.query))
+
+    def _deliver(self, command: Deliver) -> None:
+        answer = self._answers.get(command.request_id)
+        if answer is None:
+            return
+        answer.push(command.choice, command.tokens)
+        if answer.overflowed:
+            self._pump.feed(ClientGone(command.request_id, "the client does not read"))
+
+    def _stopped(self, request_id: str, choice: int, num_tokens: int) -> None:
+        self._pump.feed(Stopped(request_id, choice, num_tokens))
+
+    def _end_choice(self, command: EndChoice) -> None:
+        self._answers[command.request_id].end_choice(command.choice, command.finish.value)
+
+    def _end_request(self, command: EndRequest) -> None:
+        answer = self._answers.pop(command.record.request_id)
+        if not self._answers:
+            self._idle.set()
+        record = replace(command.record, num_output_tokens=answer.num_output_tokens)
+        self._log.keep(record)
+        self._events.ended(record)
+        self._logger.info(
+            "request ended",
+            extra={
+                "request_id": record.request_id,
+                "outcome": record.outcome.value,
+                "reason": record.reason,
+                "num_recoveries": record.num_recoveries,
+            },
+        )
+        if record.outcome is Outcome.FINISHED:
+            answer.end(
+                Usage(record.num_prompt_tokens, record.num_output_tokens, record.num_cached_tokens)
+            )
+        else:
+            answer.end(_failure(command))
+
+    async def _say_alive(self) -> None:
+        while True:
+            self._events.alive(len(self._answers))
+            await asyncio.sleep(ALIVE_EVERY_S)
+
+
+def _failure(command: EndRequest) -> RequestFailed:
+    record = command.record
+    retry_after_s = command.retry_after_ns / NS_PER_S if command.retryable else None
+    status = 503 if command.retryable else 500
+    return RequestFailed(record.outcome.value, record.reason, retry_after_s, status)

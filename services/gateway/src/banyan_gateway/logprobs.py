@@ -1,0 +1,68 @@
+"""Log probabilities in OpenAI's two formats: a list of entries (chat), parallel lists (plain)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from banyan_core.types import OutputToken
+from banyan_text.tokenizer import Tokenizer
+
+_FLOOR = -9999.0  # OpenAI's stand-in for minus infinity, which JSON cannot say
+
+
+def chat_entries(tokenizer: Tokenizer, tokens: Sequence[OutputToken]) -> list[dict[str, object]]:
+    """One entry per token: text, bytes, logprob, alternatives."""
+    return [
+        {
+            **_entry(tokenizer, token.token_id, token.logprob),
+            "top_logprobs": [_entry(tokenizer, *each) for each in token.top],
+        }
+        for token in tokens
+    ]
+
+
+def _entry(tokenizer: Tokenizer, token_id: int, logprob: float | None) -> dict[str, object]:
+    data = tokenizer.token_bytes(token_id)
+    return {
+        "token": data.decode("utf-8", "replace"),
+        "logprob": _finite(logprob),
+        "bytes": list(data),
+    }
+
+
+class PlainLogprobs:
+    """The lists of one choice of a plain completion; keeps where the next token's text begins."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._stream = tokenizer.decode_stream()
+        self._offset = 0
+
+    def lists(self, tokens: Sequence[OutputToken]) -> dict[str, object]:
+        """Of these tokens, which follow those of the call before."""
+        return {
+            "tokens": [self._text(token.token_id) for token in tokens],
+            "token_logprobs": [_finite(token.logprob) for token in tokens],
+            "top_logprobs": [
+                {self._text(token_id): _finite(logprob) for token_id, logprob in token.top}
+                for token in tokens
+            ],
+            "text_offset": [self._next_offset(token.token_id) for token in tokens],
+        }
+
+    def _next_offset(self, token_id: int) -> int:
+        offset = self._offset
+        self._offset += len(self._stream.push(token_id))
+        return offset
+
+    def _text(self, token_id: int) -> str:
+        """Half characters as `bytes:\\xe2`, so that no two of them fall together."""
+        data = self._tokenizer.token_bytes(token_id)
+        try:
+            return data.decode("utf-8")
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
+
+
+def _finite(logprob: float | None) -> float:
+    return _FLOOR if logprob is None else max(logprob, _FLOOR)

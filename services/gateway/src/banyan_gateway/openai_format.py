@@ -1,0 +1,184 @@
+"""Answers as OpenAI's JSON: whole objects, and chunks of a stream.
+
+What is equal in all chunks of an answer is encoded once; per delta only the choice is. A formatter
+serves one answer and numbers choices over all its prompts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from banyan_core.types import OutputToken
+from banyan_gateway.logprobs import PlainLogprobs, chat_entries
+from banyan_gateway.ports import Delta, Usage
+from banyan_text.tokenizer import Tokenizer
+
+_encode = msgspec.json.Encoder().encode
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerHead:
+    """What every object of one answer carries."""
+
+    answer_id: str
+    created_unix_s: int
+    model: str
+    fingerprint: str
+
+    def json(self, kind: str) -> bytes:
+        """The opening of an object, up to and including `"choices":`."""
+        head = {
+            "id": self.answer_id,
+            "object": kind,
+            "created": self.created_unix_s,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+        }
+        return _encode(head)[:-1] + b',"choices":'
+
+
+@dataclass(slots=True)
+class CollectedChoice:
+    """All news of one choice, for an answer that is not streamed."""
+
+    text: list[str] = field(default_factory=list)
+    tokens: list[OutputToken] = field(default_factory=list)
+    finish_reason: str | None = None
+
+    def add(self, delta: Delta) -> None:
+        self.text.append(delta.text)
+        self.tokens.extend(delta.tokens)
+        self.finish_reason = delta.finish_reason or self.finish_reason
+
+
+class Formatter(Protocol):
+    def chunks(self, index: int, delta: Delta, usage: Usage | None) -> list[bytes]:
+        """JSON objects for a delta of choice `index`; `usage` if every chunk is to carry it."""
+        ...
+
+    def usage_chunk(self, usage: Usage) -> bytes:
+        """The last object of a stream: usage, and no choices."""
+        ...
+
+    def whole(self, choices: Sequence[CollectedChoice], usage: Usage) -> bytes:
+        """The one object of an answer that is not streamed."""
+        ...
+
+
+class ChatFormatter:
+    def __init__(
+        self, head: AnswerHead, tokenizer: Tokenizer, logprobs: bool, usage_in_chunks: bool
+    ) -> None:
+        self._whole_head = head.json("chat.completion")
+        self._chunk_head = head.json("chat.completion.chunk")
+        self._tokenizer = tokenizer
+        self._logprobs = logprobs
+        self._null_usage = b',"usage":null}' if usage_in_chunks else b"}"
+        self._begun: dict[int, bool] = {}
+
+    def chunks(self, index: int, delta: Delta, usage: Usage | None) -> list[bytes]:
+        content = {"content": delta.text} if delta.text else {}
+        entries = self._entries(delta.tokens)
+        chunks = []
+        if index not in self._begun:
+            self._begun[index] = True
+            chunks.append(
+                self._chunk(index, {"role": "assistant", "content": ""}, None, None, usage)
+            )
+        if content or entries or delta.finish_reason:
+            chunks.append(self._chunk(index, content, entries, delta.finish_reason, usage))
+        return chunks
+
+    def usage_chunk(self, usage: Usage) -> bytes:
+        return self._chunk_head + b'[],"usage":' + _encode(usage_json(usage)) + b"}"
+
+    def whole(self, choices: Sequence[CollectedChoice], usage: Usage) -> bytes:
+        objects = [
+            {
+                "index": index,
+                "message": {"role": "assistant", "content": "".join(each.text), "refusal": None},
+                "logprobs": self._entries(each.tokens),
+                "finish_reason": each.finish_reason,
+            }
+            for index, each in enumerate(choices)
+        ]
+        return self._whole_head + _encode(objects) + _tail(usage)
+
+    def _entries(self, tokens: Sequence[OutputToken]) -> dict[str, object] | None:
+        if not self._logprobs or not tokens:
+            return None
+        return {"content": chat_entries(self._tokenizer, tokens), "refusal": None}
+
+    def _chunk(
+        self,
+        index: int,
+        delta: dict[str, str],
+        logprobs: dict[str, object] | None,
+        finish_reason: str | None,
+        usage: Usage | None,
+    ) -> bytes:
+        choice = {
+            "index": index,
+            "delta": delta,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+        return self._chunk_head + _encode([choice]) + (_tail(usage) if usage else self._null_usage)
+
+
+class CompletionFormatter:
+    def __init__(
+        self, head: AnswerHead, tokenizer: Tokenizer, logprobs: bool, usage_in_chunks: bool
+    ) -> None:
+        self._head = head.json("text_completion")
+        self._tokenizer = tokenizer
+        self._logprobs = logprobs
+        self._null_usage = b',"usage":null}' if usage_in_chunks else b"}"
+        self._lists: dict[int, PlainLogprobs] = {}
+
+    def chunks(self, index: int, delta: Delta, usage: Usage | None) -> list[bytes]:
+        choice = self._choice(index, delta.text, delta.tokens, delta.finish_reason)
+        if not delta.text and not delta.finish_reason and choice["logprobs"] is None:
+            return []
+        return [self._head + _encode([choice]) + (_tail(usage) if usage else self._null_usage)]
+
+    def usage_chunk(self, usage: Usage) -> bytes:
+        return self._head + b'[],"usage":' + _encode(usage_json(usage)) + b"}"
+
+    def whole(self, choices: Sequence[CollectedChoice], usage: Usage) -> bytes:
+        objects = [
+            self._choice(index, "".join(each.text), each.tokens, each.finish_reason)
+            for index, each in enumerate(choices)
+        ]
+        return self._head + _encode(objects) + _tail(usage)
+
+    def _choice(
+        self, index: int, text: str, tokens: Sequence[OutputToken], finish_reason: str | None
+    ) -> dict[str, object]:
+        logprobs = None
+        if self._logprobs and tokens:
+            lists = self._lists.setdefault(index, PlainLogprobs(self._tokenizer))
+            logprobs = lists.lists(tokens)
+        return {
+            "index": index,
+            "text": text,
+            "logprobs": logprobs,
+            "finish_reason": finish_reason,
+        }
+
+
+def usage_json(usage: Usage) -> dict[str, object]:
+    return {
+        "prompt_tokens": usage.num_prompt_tokens,
+        "completion_tokens": usage.num_output_tokens,
+        "total_tokens": usage.num_prompt_tokens + usage.num_output_tokens,
+        "prompt_tokens_details": {"cached_tokens": usage.num_cached_tokens},
+    }
+
+
+def _tail(usage: Usage) -> bytes:
+    return b',"usage":' + _encode(usage_json(usage)) + b"}"

@@ -1,0 +1,221 @@
+"""From a body's bytes to generation requests: parse, check, render, tokenise.
+
+Pure and possibly slow (megabytes of text), so the API runs it off the event loop.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from banyan_core.types import ModelCard, SamplingParams
+from banyan_gateway import validate
+from banyan_gateway.auth import Tenant
+from banyan_gateway.errors import ApiError, invalid
+from banyan_gateway.ports import GenerationRequest
+from banyan_gateway.schema import (
+    ChatBody,
+    CompletionBody,
+    DetokenizeBody,
+    GenerationBody,
+    Message,
+    TokenizeBody,
+    decode,
+)
+from banyan_text.template import TemplateError
+from banyan_text.tokenizer import Tokenizer
+
+PROMPTS_MAX = 64
+CHOICES_MAX = 128
+_COMPLETION_MAX_TOKENS = 16  # OpenAI's default
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """What is known of a request besides its body. `answer_id` is new and unique."""
+
+    answer_id: str
+    tenant: Tenant
+    received_ns: int
+    drawn_seed: int
+    deadline_ns: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """One HTTP request as one generation request per prompt, and how to answer it."""
+
+    requests: tuple[GenerationRequest, ...]
+    ignored_fields: tuple[str, ...]
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompts:
+    param: str
+    token_ids: list[list[int]]
+
+
+class Preparer:
+    """Knows the one model that this gateway serves. Every method raises ApiError only."""
+
+    def __init__(self, tokenizer: Tokenizer, card: ModelCard) -> None:
+        self._tokenizer = tokenizer
+        self._card = card
+
+    def chat(self, data: bytes, arrival: Arrival) -> Prepared:
+        body = decode(data, ChatBody)
+        self._check_model(body.model)
+        logprobs, num_top = validate.chat_logprobs(body)
+        prompt = self._chat_prompt(body.messages)
+        return self._prepare(body, _Prompts("messages", [prompt]), arrival, (logprobs, num_top))
+
+    def completion(self, data: bytes, arrival: Arrival) -> Prepared:
+        body = decode(data, CompletionBody)
+        self._check_model(body.model)
+        logprobs, num_top = validate.completion_logprobs(body.logprobs)
+        if body.max_tokens is None:
+            body.max_tokens = _COMPLETION_MAX_TOKENS
+        prompts = _Prompts("prompt", self._plain_prompts(body.prompt))
+        return self._prepare(body, prompts, arrival, (logprobs, num_top))
+
+    def tokenize(self, data: bytes) -> dict[str, object]:
+        body = decode(data, TokenizeBody)
+        self._check_model(body.model)
+        if (body.prompt is None) == (body.messages is None):
+            raise invalid("prompt", "give either prompt or messages")
+        if body.messages is not None:
+            token_ids = self._chat_prompt(body.messages)
+        else:
+            token_ids = self._encode(
+                "prompt", body.prompt or "", body.add_special_tokens is not False
+            )
+        strings = [
+            self._tokenizer.token_bytes(each).decode("utf-8", "replace") for each in token_ids
+        ]
+        return {
+            "count": len(token_ids),
+            "max_model_len": self._card.context_tokens,
+            "tokens": token_ids,
+            "token_strs": strings if body.return_token_strs else None,
+        }
+
+    def detokenize(self, data: bytes) -> dict[str, object]:
+        body = decode(data, DetokenizeBody)
+        self._check_model(body.model)
+        validate.check_token_ids("tokens", body.tokens, self._tokenizer.vocab_size)
+        return {"prompt": self._tokenizer.decode(body.tokens)}
+
+    def _check_model(self, model: str | None) -> None:
+        if model is not None and model != self._card.name:
+            message = f"model: this gateway serves {self._card.name!r} only, see /v1/models"
+            raise ApiError(404, message, "model", "model_not_found")
+
+    def _chat_prompt(self, messages: Sequence[Message]) -> list[int]:
+        try:
+            text = self._tokenizer.render_chat(validate.chat_messages(messages))
+        except TemplateError as error:
+            raise invalid("messages", str(error)) from None
+        return self._encode("messages", text, add_special=False)
+
+    def _plain_prompts(self, prompt: str | list[str | int | list[int]]) -> list[list[int]]:
+        if isinstance(prompt, str):
+            return [self._encode("prompt", prompt, add_special=True)]
+        token_ids = [each for each in prompt if isinstance(each, int)]
+        if token_ids and len(token_ids) == len(prompt):
+            return [self._checked_ids("prompt", token_ids)]
+        if token_ids or len({type(each) for each in prompt}) > 1:
+            raise invalid(
+                "prompt", "expected only strings, only token ids, or only lists of token ids"
+            )
+        if not 1 <= len(prompt) <= PROMPTS_MAX:
+            raise invalid("prompt", f"expected 1 to {PROMPTS_MAX} prompts")
+        return [self._one_of_many(f"prompt[{i}]", each) for i, each in enumerate(prompt)]
+
+    def _one_of_many(self, param: str, prompt: str | int | list[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return self._encode(param, prompt, add_special=True)
+        return self._checked_ids(param, prompt if isinstance(prompt, list) else [prompt])
+
+    def _checked_ids(self, param: str, token_ids: list[int]) -> list[int]:
+        validate.check_token_ids(param, token_ids, self._tokenizer.vocab_size)
+        return token_ids
+
+    def _encode(self, param: str, text: str, add_special: bool) -> list[int]:
+        num_tokens_min = len(text.encode()) // self._tokenizer.token_bytes_max
+        if num_tokens_min > self._card.context_tokens:  # do not even tokenise megabytes
+            raise validate.context_exceeded(param, self._card.context_tokens, num_tokens_min, 1)
+        return self._tokenizer.encode(text, add_special)
+
+    def _prepare(
+        self,
+        body: GenerationBody,
+        prompts: _Prompts,
+        arrival: Arrival,
+        logprobs: tuple[bool, int],
+    ) -> Prepared:
+        validate.refuse_not_yet(body)
+        include_usage, continuous_usage = validate.stream_options(body)
+        n = validate.num_choices(body)
+        if n * len(prompts.token_ids) > CHOICES_MAX:
+            raise invalid("n", f"expected at most {CHOICES_MAX} choices over all prompts")
+        sampling = validate.sampling(body, arrival.drawn_seed, self._tokenizer.vocab_size)
+        sampling = dataclasses.replace(sampling, logprobs=logprobs[0], num_top_logprobs=logprobs[1])
+        template = GenerationRequest(
+            request_id=arrival.answer_id,
+            tenant=arrival.tenant.name,
+            share_group=arrival.tenant.share_group,
+            model=self._card.name,
+            prompt_token_ids=(),
+            sampling=sampling,
+            n=n,
+            stop=validate.stop_strings(body),
+            include_stop=bool(body.include_stop_str_in_output),
+            cache_salt=validate.cache_salt(body),
+            priority=validate.priority(body),
+            stream=bool(body.stream),
+            deadline_ns=arrival.deadline_ns,
+            received_ns=arrival.received_ns,
+        )
+        wanted = validate.wanted_max_tokens(body)
+        requests = self._requests(template, prompts, sampling, wanted)
+        ignored = validate.ignored_fields(body)
+        return Prepared(requests, ignored, bool(body.stream), include_usage, continuous_usage)
+
+    def _requests(
+        self,
+        template: GenerationRequest,
+        prompts: _Prompts,
+        sampling: SamplingParams,
+        wanted: tuple[str, int | None],
+    ) -> tuple[GenerationRequest, ...]:
+        requests = []
+        alone = len(prompts.token_ids) == 1
+        for index, token_ids in enumerate(prompts.token_ids):
+            param = prompts.param if alone else f"{prompts.param}[{index}]"
+            max_tokens = self._max_tokens(param, len(token_ids), wanted[1])
+            if sampling.min_tokens > max_tokens:
+                raise invalid("min_tokens", f"expected at most {wanted[0]}, which is {max_tokens}")
+            request_id = template.request_id if alone else f"{template.request_id}-{index}"
+            requests.append(
+                dataclasses.replace(
+                    template,
+                    request_id=request_id,
+                    prompt_token_ids=tuple(token_ids),
+                    sampling=dataclasses.replace(sampling, max_tokens=max_tokens),
+                )
+            )
+        return tuple(requests)
+
+    def _max_tokens(self, param: str, num_prompt_tokens: int, wanted: int | None) -> int:
+        if num_prompt_tokens == 0:
+            raise invalid(param, "expected at least one token")
+        context = self._card.context_tokens
+        num_left = context - num_prompt_tokens
+        max_tokens = num_left if wanted is None else wanted
+        if num_left < 1 or max_tokens > num_left:
+            raise validate.context_exceeded(param, context, num_prompt_tokens, max(max_tokens, 1))
+        return max_tokens

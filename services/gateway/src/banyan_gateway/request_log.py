@@ -1,0 +1,77 @@
+"""What is remembered of ended requests, for `/v1/requests/{id}`: bounded, no text, no token ids."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import Any
+
+from banyan_core.journey_messages import RequestRecord
+from banyan_core.types import NS_PER_MS, Decision
+
+MAX_RECORDS = 1000
+
+
+class RequestLog:
+    """The last records, oldest out first."""
+
+    def __init__(self) -> None:
+        self._records: OrderedDict[str, RequestRecord] = OrderedDict()
+
+    def keep(self, record: RequestRecord) -> None:
+        self._records[record.request_id] = record
+        if len(self._records) > MAX_RECORDS:
+            self._records.popitem(last=False)
+
+    def get(self, request_id: str) -> RequestRecord | None:
+        return self._records.get(request_id)
+
+
+def record_view(record: RequestRecord, state: str) -> dict[str, Any]:
+    """A record as JSON for people: milliseconds, every candidate with its scores, the reasons."""
+    return {
+        "id": record.request_id,
+        "state": state,
+        "reason": record.reason,
+        "tenant": record.tenant,
+        "model": record.model,
+        "num_prompt_tokens": record.num_prompt_tokens,
+        "num_cached_tokens": record.num_cached_tokens,
+        "num_output_tokens": record.num_output_tokens,
+        "finish_reasons": list(record.finish_reasons),
+        "num_recoveries": record.num_recoveries,
+        "ttft_ms": None if record.ttft_ns is None else record.ttft_ns / NS_PER_MS,
+        "e2e_ms": record.e2e_ns / NS_PER_MS,
+        "ledger_ms": {part: duration / NS_PER_MS for part, duration in record.ledger},
+        "workers": [
+            {
+                "sequence_id": leg.sequence_id,
+                "worker_id": leg.worker_id,
+                "verb": leg.verb,
+                "end": leg.end,
+            }
+            for leg in record.legs
+        ],
+        "placements": [_decision_view(decision) for decision in record.decisions],
+    }
+
+
+def _decision_view(decision: Decision) -> dict[str, Any]:
+    return {
+        "policy": decision.policy,
+        "number": decision.number,
+        "reason": decision.reason,
+        "view_age_ms": decision.view_age_ns / NS_PER_MS,
+        "candidates": [
+            {
+                "worker_id": candidate.worker_id,
+                "role": candidate.role.value,
+                "filtered": candidate.filtered,
+                "total": candidate.total,
+                "scores": {
+                    score.name: {"value": score.value, "weight": score.weight}
+                    for score in candidate.scores
+                },
+            }
+            for candidate in decision.candidates
+        ],
+    }

@@ -1,0 +1,1 @@
+"""Keeps KV blocks by content hash in tiers; writes the index."""

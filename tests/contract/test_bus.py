@@ -1,0 +1,231 @@
+"""One suite for Valkey Streams and the twin: order per producer, tail, retention, outages."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+
+from banyan.v1 import events_pb2
+from banyan_runtime.bus import KV_EVENTS, WORKER_EVENTS, Bus, EventProducer, Record, Since
+from banyan_runtime.clock import SystemClock
+from banyan_runtime.memory_bus import MemoryBroker, MemoryBus
+from banyan_runtime.valkey_bus import ValkeyBus
+
+from .conftest import Eventually, RestartableValkey
+
+_PREFIXES = itertools.count()
+
+
+@dataclass
+class Buses:
+    """Makes buses that share one broker, and takes that broker down and up."""
+
+    make: Callable[..., Bus]
+    down: Callable[[], None]
+    up: Callable[[], None]
+    made: list[Bus] = field(default_factory=list)
+
+    def __call__(self, **options: Any) -> Bus:
+        self.made.append(self.make(**options))
+        return self.made[-1]
+
+
+def _memory(max_records: int) -> Buses:
+    broker = MemoryBroker(max_records)
+    return Buses(
+        lambda **options: MemoryBus(broker, **options),
+        lambda: broker.down(lose_records=True),
+        broker.up,
+    )
+
+
+def _valkey(url: str, max_records: int) -> Buses:
+    def never() -> None:
+        raise AssertionError("the session's server stays up: use the `outage` fixture")
+
+    prefix = f"bus{next(_PREFIXES)}:"
+    made = partial(ValkeyBus, url, prefix=prefix, max_records=max_records)
+    return Buses(made, never, never)
+
+
+@pytest.fixture(params=["memory", "valkey"])
+async def buses(request: pytest.FixtureRequest) -> AsyncIterator[Buses]:
+    if request.param == "memory":
+        made = _memory(100_000)
+    else:
+        made = _valkey(request.getfixturevalue("valkey_url"), 100_000)
+    yield made
+    for bus in made.made:
+        await bus.close()
+
+
+@pytest.fixture(params=["memory", "valkey"])
+async def outage(request: pytest.FixtureRequest) -> AsyncIterator[Buses]:
+    """Buses on a broker of their own, which goes down without keeping its records."""
+    if request.param == "memory":
+        made = _memory(100_000)
+    else:
+        server: RestartableValkey = request.getfixturevalue("own_valkey")
+        made = Buses(lambda **options: ValkeyBus(server.url, **options), server.down, server.up)
+    yield made
+    for bus in made.made:
+        await bus.close()
+
+
+class Listener:
+    """Collects what a subscription yields, in a task."""
+
+    def __init__(self, bus: Bus, topics: list[str], since: Since) -> None:
+        self.records: list[Record] = []
+        self._task = asyncio.create_task(self._run(bus, topics, since))
+
+    async def _run(self, bus: Bus, topics: list[str], since: Since) -> None:
+        async with aclosing(bus.subscribe(topics, since)) as records:
+            async for record in records:
+                self.records.append(record)
+
+    @property
+    def values(self) -> list[bytes]:
+        return [record.value for record in self.records]
+
+    async def stop(self) -> None:
+        self._task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await self._task
+
+
+async def test_records_come_in_order_with_topic_and_key(
+    buses: Buses, eventually: Eventually
+) -> None:
+    bus = buses()
+    for i in range(1000):
+        assert bus.publish(WORKER_EVENTS if i % 2 else KV_EVENTS, f"p{i % 3}", b"%d" % i)
+    listener = Listener(buses(), [KV_EVENTS, WORKER_EVENTS], Since.START)
+    await eventually(lambda: len(listener.records) == 1000)
+    for topic, parity in ((KV_EVENTS, 0), (WORKER_EVENTS, 1)):
+        heard = [(r.key, r.value) for r in listener.records if r.topic == topic]
+        assert heard == [(f"p{i % 3}", b"%d" % i) for i in range(parity, 1000, 2)]
+    assert len({(record.topic, record.cursor) for record in listener.records}) == 1000
+    await listener.stop()
+
+
+async def test_every_subscriber_gets_every_record(buses: Buses, eventually: Eventually) -> None:
+    bus = buses()
+    listeners = [Listener(buses(), [KV_EVENTS], Since.START) for _ in range(3)]
+    for i in range(10):
+        bus.publish(KV_EVENTS, "p", b"%d" % i)
+    await eventually(lambda: all(len(each.records) == 10 for each in listeners))
+    for listener in listeners:
+        await listener.stop()
+
+
+async def test_tail_starts_late_and_then_loses_nothing(
+    buses: Buses, eventually: Eventually
+) -> None:
+    bus = buses()
+    bus.publish(KV_EVENTS, "p", b"old")
+    await eventually_published(buses, KV_EVENTS, b"old", eventually)
+    listener = Listener(buses(), [KV_EVENTS, WORKER_EVENTS], Since.TAIL)
+    number = 0
+    while len(listener.records) < 20:
+        number += 1
+        assert number < 5000
+        bus.publish(KV_EVENTS, "p", b"%d" % number)
+        await asyncio.sleep(0.001)
+    first = int(listener.values[0])
+    assert listener.values == [b"%d" % i for i in range(first, first + len(listener.values))]
+    await listener.stop()
+
+
+async def eventually_published(
+    buses: Buses, topic: str, value: bytes, eventually: Eventually
+) -> None:
+    listener = Listener(buses(), [topic], Since.START)
+    await eventually(lambda: value in listener.values)
+    await listener.stop()
+
+
+async def test_a_full_buffer_drops_and_says_so(buses: Buses, eventually: Eventually) -> None:
+    bus = buses(max_buffered=10)
+    taken = [bus.publish(KV_EVENTS, "p", b"%d" % i) for i in range(15)]
+    assert taken == [True] * 10 + [False] * 5
+    listener = Listener(buses(), [KV_EVENTS], Since.START)
+    await eventually(lambda: len(listener.records) == 10)
+    assert bus.publish(KV_EVENTS, "p", b"after")
+    await eventually(lambda: listener.values == [*(b"%d" % i for i in range(10)), b"after"])
+    await listener.stop()
+
+
+async def test_a_dropped_event_leaves_a_gap_in_seq(buses: Buses, eventually: Eventually) -> None:
+    bus = buses(max_buffered=2)
+    producer = EventProducer(bus, SystemClock(), "w1", epoch=7)
+    for _ in range(4):
+        producer.emit(KV_EVENTS, events_pb2.Event(blocks_stored=events_pb2.BlocksStored()))
+    listener = Listener(buses(), [KV_EVENTS], Since.START)
+    await eventually(lambda: len(listener.records) == 2)
+    producer.emit(KV_EVENTS, events_pb2.Event(blocks_stored=events_pb2.BlocksStored()))
+    await eventually(lambda: len(listener.records) == 3)
+    events = [events_pb2.Event.FromString(value) for value in listener.values]
+    assert [(e.producer, e.epoch, e.seq) for e in events] == [("w1", 7, i) for i in (1, 2, 5)]
+    assert producer.num_dropped == 2
+    await listener.stop()
+
+
+async def test_retention_is_bounded(valkey_url: str, eventually: Eventually) -> None:
+    for made in (_memory(500), _valkey(valkey_url, 500)):
+        bus = made()
+        for i in range(3000):
+            assert bus.publish(KV_EVENTS, "p", b"%d" % i)
+        await eventually_published(made, KV_EVENTS, b"2999", eventually)
+        listener = Listener(made(), [KV_EVENTS], Since.START)
+        await eventually(lambda seen=listener: seen.values[-1:] == [b"2999"])
+        assert 500 <= len(listener.records) < 1000
+        await listener.stop()
+        for each in made.made:
+            await each.close()
+
+
+async def test_close_sends_what_is_buffered(buses: Buses, eventually: Eventually) -> None:
+    bus = buses()
+    for i in range(50):
+        bus.publish(KV_EVENTS, "p", b"%d" % i)
+    await bus.close()
+    assert not bus.publish(KV_EVENTS, "p", b"late")
+    listener = Listener(buses(), [KV_EVENTS], Since.START)
+    await eventually(lambda: listener.values == [b"%d" % i for i in range(50)])
+    await listener.stop()
+
+
+async def test_publisher_and_subscriber_survive_an_outage(
+    outage: Buses, eventually: Eventually
+) -> None:
+    bus = outage(max_buffered=20)
+    listener = Listener(outage(), [KV_EVENTS], Since.START)
+    bus.publish(KV_EVENTS, "p", b"before")
+    await eventually(lambda: listener.values == [b"before"])
+    outage.down()
+    taken = [bus.publish(KV_EVENTS, "p", b"%d" % i) for i in range(30)]
+    assert taken == [True] * 20 + [False] * 10
+    await asyncio.sleep(0.3)
+    assert listener.values == [b"before"]
+    outage.up()
+    await eventually(lambda: len(listener.records) >= 21, 10)
+    # At least once: a record may come again, but never out of order.
+    distinct = list(dict.fromkeys(listener.values))
+    assert distinct == [b"before", *(b"%d" % i for i in range(20))]
+    await listener.stop()
+
+
+async def test_close_is_bounded_when_the_broker_is_down(outage: Buses) -> None:
+    bus = outage()
+    outage.down()
+    bus.publish(KV_EVENTS, "p", b"lost")
+    async with asyncio.timeout(4):
+        await bus.close()

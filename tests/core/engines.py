@@ -1,0 +1,138 @@
+"""An engine loop with an echo runner, driven by hand: no clock, no tasks."""
+
+from __future__ import annotations
+
+from banyan_core.echo import ECHO_LAYOUT, EchoLatency, EchoRunner
+from banyan_core.engine_loop import EngineLoop
+from banyan_core.engine_messages import EngineCommand, EngineFact, Report, RunStep, StepDone
+from banyan_core.hashing import derive
+from banyan_core.runner import StepPlan
+from banyan_core.scheduler import EngineLimits
+from banyan_core.types import (
+    Finish,
+    ModelCard,
+    SamplingParams,
+    SequenceFigures,
+    SequenceReport,
+    SequenceSpec,
+)
+
+BLOCK_SIZE = 4
+END_TOKEN = 999
+CONTEXT = 200
+
+
+def card(context_tokens: int = CONTEXT) -> ModelCard:
+    return ModelCard(
+        name="echo",
+        weights_digest=b"w" * 16,
+        tokenizer_digest=b"t" * 16,
+        context_tokens=context_tokens,
+        end_token_ids=(END_TOKEN,),
+        block_size=BLOCK_SIZE,
+        kv_layout=ECHO_LAYOUT,
+        numerics="deterministic",
+    )
+
+
+def spec(
+    sequence_id: str,
+    prompt: tuple[int, ...],
+    *,
+    output: tuple[int, ...] = (),
+    sampling: SamplingParams | None = None,
+    max_tokens: int = 8,
+    priority: int = 0,
+    remaining_ns: int = 0,
+) -> SequenceSpec:
+    return SequenceSpec(
+        sequence_id=sequence_id,
+        gateway_id="gateway",
+        gateway_epoch=1,
+        card_digest=card().digest,
+        prompt_token_ids=prompt,
+        output_token_ids=output,
+        sampling=sampling or SamplingParams(temperature=0, max_tokens=max_tokens),
+        salt=b"salt",
+        priority=priority,
+        remaining_ns=remaining_ns,
+    )
+
+
+def echoed(of: SequenceSpec) -> list[int]:
+    """What an echo engine must say, worked out without any engine."""
+    prompt, sampling = of.prompt_token_ids, of.sampling
+    output = list(of.output_token_ids)
+    while len(output) < sampling.max_tokens and len(prompt) + len(output) < CONTEXT:
+        index = len(output)
+        place = index if sampling.temperature == 0 else derive(sampling.seed, index)
+        output.append(prompt[place % len(prompt)])
+    return output[len(of.output_token_ids) :]
+
+
+class Bench:
+    """One loop and its runner. `facts` go in, steps run at once, what came out is kept."""
+
+    def __init__(self, num_blocks: int = 64, limits: EngineLimits | None = None) -> None:
+        self.loop = EngineLoop(card(), num_blocks, limits or EngineLimits())
+        self.runner = EchoRunner(num_blocks, BLOCK_SIZE, EchoLatency())
+        self.now = 0
+        self.plan: StepPlan | None = None
+        self.commands: list[EngineCommand] = []
+        self.tokens: dict[str, dict[int, int]] = {}
+        self.finished: dict[str, SequenceReport] = {}
+        self.stepped: dict[str, list[tuple[int, int]]] = {}
+        self.wake: int | None = None
+
+    def feed(self, *facts: EngineFact) -> list[EngineCommand]:
+        """One step of the loop; leaves the step that it starts outstanding."""
+        commands, self.wake = self.loop.step(self.now, facts)
+        self.commands += commands
+        for command in commands:
+            if isinstance(command, RunStep):
+                assert self.plan is None, "two steps outstanding"
+                self.plan = command.plan
+            if isinstance(command, Report):
+                for report in command.sequences:
+                    self._note(report)
+        self.loop.check_invariants()
+        return list(commands)
+
+    def _note(self, report: SequenceReport) -> None:
+        assert report.sequence_id not in self.finished, "news after the end"
+        known = self.tokens.setdefault(report.sequence_id, {})
+        for index, token in enumerate(report.tokens, report.first_index):
+            assert index not in known, "a token was reported twice"
+            known[index] = token.token_id
+        if report.finish is not None:
+            self.finished[report.sequence_id] = report
+
+    def finish_step(self, *facts: EngineFact) -> list[EngineCommand]:
+        """Run the outstanding step; its result goes in before `facts`."""
+        assert self.plan is not None
+        plan, self.plan = self.plan, None
+        for item in plan.items:
+            span = (item.start, item.start + len(item.token_ids))
+            self.stepped.setdefault(item.sequence_id, []).append(span)
+        result = self.runner.run(plan, lambda layer: None)
+        self.now += result.modelled_ns
+        return self.feed(StepDone(result, result.modelled_ns), *facts)
+
+    def run(self, max_steps: int = 2000) -> None:
+        for _ in range(max_steps):
+            if self.plan is None:
+                return
+            self.finish_step()
+        raise AssertionError(f"still running after {max_steps} steps")
+
+    def output(self, sequence_id: str) -> list[int]:
+        known = self.tokens.get(sequence_id, {})
+        return [known[index] for index in sorted(known)]
+
+    def finish(self, sequence_id: str) -> Finish | None:
+        return self.finished[sequence_id].finish
+
+    def figures(self, sequence_id: str) -> SequenceFigures:
+        figures = self.finished[sequence_id].figures
+        assert figures is not None
+        return figures

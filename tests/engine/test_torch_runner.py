@@ -1,0 +1,208 @@
+"""The runner as the engine loop meets it: plans in, tokens out, layers announced, errors named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from banyan_core.runner import Runner, StepPlan
+from banyan_core.types import KvLayout, SamplingParams
+from banyan_engine.random_model import TINY_CONFIG, write_random_model
+from banyan_engine.torch_runner import NUMERICS, TorchRunner
+from banyan_engine.weights import SINGLE_NAME
+
+MakeFolder = Callable[..., Path]
+PAGE_BYTES = 2 * 16 * 2 * 8 * 4
+every_numerics = pytest.mark.parametrize("numerics", NUMERICS)
+
+
+def test_it_is_a_runner(model_folder: MakeFolder) -> None:
+    runner: Runner = TorchRunner(model_folder(), num_blocks=5, block_size=8)
+    assert runner.layout == KvLayout(num_layers=2, num_kv_heads=2, head_dim=8, dtype="float32")
+    assert (runner.num_blocks, runner.block_size) == (5, 8)
+
+
+def test_the_pool_can_be_given_in_bytes(model_folder: MakeFolder) -> None:
+    runner = TorchRunner(model_folder(), kv_bytes=2 * PAGE_BYTES * 7 + 5)
+    assert runner.num_blocks == 7
+    assert len(runner.export_page(6, 1)) == PAGE_BYTES
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({}, "num_blocks, kv_bytes: expected exactly one"),
+        ({"num_blocks": 1, "kv_bytes": 9999}, "num_blocks, kv_bytes: expected exactly one"),
+        ({"num_blocks": 0}, "num_blocks: 0, expected room for at least one block"),
+        ({"kv_bytes": 100}, "num_blocks: 0, expected room for at least one block"),
+        ({"num_blocks": 1, "block_size": 0}, "block_size: 0, expected at least 1"),
+        ({"num_blocks": 1, "numerics": "exact"}, "'exact', expected one of fast, deterministic"),
+        ({"num_blocks": 1, "dtype": "int8"}, "dtype: 'int8', expected one of float32"),
+        ({"num_blocks": 1, "num_threads": 0}, "num_threads: 0, expected at least 1"),
+        (
+            {"num_blocks": 1, "numerics": "deterministic", "num_threads": 2},
+            "num_threads: 2, expected 1 in deterministic mode",
+        ),
+        (
+            {"num_blocks": 1, "numerics": "deterministic", "dtype": "bfloat16"},
+            "dtype: 'bfloat16', expected 'float32' in deterministic mode",
+        ),
+    ],
+)
+def test_wrong_arguments_are_named(
+    arguments: dict[str, Any], message: str, model_folder: MakeFolder
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        TorchRunner(model_folder(), **arguments)
+
+
+@every_numerics
+def test_layers_are_announced_in_order_once_their_kv_is_written(
+    numerics: str, model_folder: MakeFolder, script: Any, random_tokens: Any
+) -> None:
+    runner = TorchRunner(model_folder(), num_blocks=8, numerics=numerics)
+    scripts = [
+        script("a", random_tokens(32, seed=1), (0, 1)),
+        script("b", random_tokens(16, seed=2), (5,)),
+    ]
+    announced: list[tuple[int, list[bytes]]] = []
+
+    def on_layer(layer: int) -> None:
+        announced.append((layer, [runner.export_page(block, layer) for block in (0, 1, 5)]))
+
+    items = tuple(s.item(0, len(s.token_ids)) for s in scripts)
+    runner.run(StepPlan(1, items), on_layer)
+    assert [layer for layer, _ in announced] == [0, 1]
+    for layer, pages in announced:
+        assert pages == [runner.export_page(block, layer) for block in (0, 1, 5)]
+        assert all(any(page) for page in pages)
+
+
+@every_numerics
+def test_only_items_that_sample_are_answered_in_the_plans_order(
+    numerics: str, model_folder: MakeFolder, script: Any, random_tokens: Any
+) -> None:
+    runner = TorchRunner(model_folder(), num_blocks=8, numerics=numerics)
+    scripts = [script(name, random_tokens(5, seed=n), (n,)) for n, name in enumerate("cab")]
+    items = [s.item(0, 5, sample=s.sequence_id != "a") for s in scripts]
+    result = runner.run(StepPlan(9, tuple(items)), lambda _: None)
+    assert result.number == 9
+    assert [sampled.sequence_id for sampled in result.sampled] == ["c", "b"]
+    nothing = runner.run(StepPlan(10, (replace(items[0], sample=False),)), lambda _: None)
+    assert nothing.sampled == ()
+    assert runner.run(StepPlan(11, ()), lambda _: None).sampled == ()
+
+
+@every_numerics
+def test_the_draw_is_that_of_the_outputs_length(
+    numerics: str, model_folder: MakeFolder, script: Any, random_tokens: Any
+) -> None:
+    """Index = tokens of output so far; so the same logits give other draws at other indices."""
+    runner = TorchRunner(model_folder(), num_blocks=8, numerics=numerics)
+    sequence = script("s", random_tokens(5, seed=1), (0,), SamplingParams(temperature=3.0, seed=4))
+    item = sequence.item(0, 5)
+
+    def draws() -> list[int]:
+        tokens = []
+        for index in range(30):
+            plan = StepPlan(1, (replace(item, output_token_ids=(7,) * index),))
+            token = runner.run(plan, lambda _: None).sampled[0].token
+            assert token is not None
+            tokens.append(token.token_id)
+        return tokens
+
+    first = draws()
+    assert len(set(first)) > 10
+    assert draws() == first
+
+
+@every_numerics
+def test_end_tokens_of_the_folder_wait_for_min_tokens(
+    numerics: str, tmp_path: Path, script: Any
+) -> None:
+    folder = write_random_model(tmp_path, TINY_CONFIG, seed=1)
+    item = script("s", (5, 6, 7), (0,)).item(0, 3)
+    wanting = replace(item, sampling=SamplingParams(temperature=0.0, logit_bias=((2, 100.0),)))
+    waiting = replace(item, sampling=replace(wanting.sampling, min_tokens=1))
+    runner = TorchRunner(folder, num_blocks=1, numerics=numerics)
+    other = TorchRunner(folder, num_blocks=1, numerics=numerics, end_token_ids=(3,))
+
+    def token_id(which: TorchRunner, plan_item: Any) -> int:
+        token = which.run(StepPlan(1, (plan_item,)), lambda _: None).sampled[0].token
+        assert token is not None
+        return token.token_id
+
+    assert token_id(runner, wanting) == 2
+    assert token_id(runner, waiting) != 2
+    assert token_id(other, waiting) == 2
+
+
+@every_numerics
+def test_a_sequence_with_nan_fails_alone_and_leaves_no_trace(
+    numerics: str, tmp_path: Path, script: Any, random_tokens: Any
+) -> None:
+    folder = write_random_model(tmp_path, TINY_CONFIG, seed=1)
+    tensors = load_file(folder / SINGLE_NAME)
+    tensors["model.embed_tokens.weight"][0] = torch.nan
+    save_file(tensors, folder / SINGLE_NAME)
+    runner = TorchRunner(folder, num_blocks=4, numerics=numerics)
+    sampled_params = SamplingParams(seed=3)
+    good = script("good", random_tokens(9, seed=1), (0,))
+    bad = script("bad", (4, 0, 5), (1,))
+    sick = script("sick", (4, 0, 5), (2,), sampled_params)
+    alone = runner.run(StepPlan(1, (good.item(0, 9),)), lambda _: None).sampled
+    items = (bad.item(0, 3), good.item(0, 9), sick.item(0, 3))
+    first, second, third = runner.run(StepPlan(2, items), lambda _: None).sampled
+    assert (second,) == alone
+    for failed in (first, third):
+        assert failed.token is None
+        assert failed.error == "logits: not finite"
+    # The next tenant of the block is healthy.
+    heir = script("good", good.token_ids, (1,))
+    for start, end in ((0, 8), (8, 9)):
+        result = runner.run(StepPlan(3, (heir.item(start, end),)), lambda _: None)
+    assert result.sampled == alone
+
+
+@every_numerics
+def test_plans_that_do_not_fit_are_refused_by_name(
+    numerics: str, model_folder: MakeFolder, script: Any
+) -> None:
+    runner = TorchRunner(model_folder(), num_blocks=4, numerics=numerics)
+
+    def run(token_ids: tuple[int, ...], start: int, table: tuple[int, ...]) -> None:
+        item = replace(script("s7", token_ids, table).item(0, len(token_ids)), start=start)
+        runner.run(StepPlan(1, (item,)), lambda _: None)
+
+    with pytest.raises(ValueError, match="s7: positions 511 to 513, expected at most 512"):
+        run((1, 2), 511, (0,) * 33)
+    with pytest.raises(ValueError, match="s7: token_ids: expected 0 to 96"):
+        run((97,), 0, (0,))
+    with pytest.raises(ValueError, match="s7: token_ids: expected at least one"):
+        run((), 0, (0,))
+    with pytest.raises(ValueError, match="block_table: no block of this pool"):
+        run((1,), 16, (0,))
+    with pytest.raises(ValueError, match="block_table: no block of this pool"):
+        run((1,), 0, (4,))
+
+
+def test_bfloat16_computes_when_asked_for(
+    model_folder: MakeFolder, script: Any, random_tokens: Any
+) -> None:
+    """Half the memory; tokens agree with float32 where the margin is clear."""
+    runner = TorchRunner(model_folder(), num_blocks=4, dtype="bfloat16")
+    assert runner.layout.dtype == "bfloat16"
+    assert len(runner.export_page(0, 0)) == PAGE_BYTES // 2
+    sampling = SamplingParams(temperature=0.0, logprobs=True)
+    item = script("s", random_tokens(20, seed=1), (0, 1), sampling).item(0, 20)
+    exact = TorchRunner(model_folder(), num_blocks=4)
+    found, wanted = (r.run(StepPlan(1, (item,)), lambda _: None).sampled for r in (runner, exact))
+    assert found[0].token is not None
+    assert wanted[0].token is not None
+    assert found[0].token.logprob == pytest.approx(wanted[0].token.logprob, abs=0.2)
