@@ -19,6 +19,7 @@ class Script:
     wait_for: asyncio.Event | None = None
     failure: Exception | None = None
     no_usage: bool = False
+    no_reason: bool = False
 
 
 class EchoGateway:
@@ -87,6 +88,8 @@ class EchoGateway:
                 break
         end = text.finish()
         reason = "stop" if end.stopped else "length"
+        if self.script.no_reason:
+            return
         yield Delta(choice, end.text, end.tokens, reason)
 
     def _token(self, request: GenerationRequest, token_id: int) -> OutputToken:

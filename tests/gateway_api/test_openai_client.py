@@ -237,8 +237,11 @@ async def test_broken_stream_raises(served: Served, failure: Exception, code: st
     assert caught.value.code == code
 
 
-async def test_stream_whose_generator_merely_ends_is_not_complete(served: Served) -> None:
-    served.gateway.script = Script(no_usage=True)
+@pytest.mark.parametrize("script", [Script(no_usage=True), Script(no_reason=True)])
+async def test_stream_whose_generator_merely_ends_is_not_complete(
+    served: Served, script: Script
+) -> None:
+    served.gateway.script = script
     stream = await served.client.completions.create(
         model="echo", prompt="abc", max_tokens=3, stream=True
     )

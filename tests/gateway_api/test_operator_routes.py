@@ -1,6 +1,9 @@
 """What an operator asks, and what tools around a model need: tokens, health, metrics, explain."""
 
+import logging
+
 import httpx2
+import pytest
 from tests.gateway_api.echo_gateway import EchoGateway
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -125,3 +128,16 @@ async def test_what_reaches_the_gateway(http: httpx2.AsyncClient, gateway: EchoG
     assert (request.stop, request.include_stop, request.stream) == (("x",), True, False)
     assert (request.cache_salt, request.priority, request.deadline_ns) == ("s", -3, None)
     assert (request.tenant, request.share_group) == ("default", "tenant/default")
+
+
+async def test_access_log_links_ids_and_holds_no_text(
+    http: httpx2.AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = {"model": "echo", "prompt": "private words", "max_tokens": 2}
+    with caplog.at_level(logging.INFO, "test gateway"):
+        response = await http.post("/v1/completions", json=body, headers={"x-request-id": "mine"})
+    (record,) = [each for each in caplog.records if each.message == "http request"]
+    fields = vars(record)
+    assert (fields["request_id"], fields["answer_id"]) == ("mine", response.json()["id"])
+    assert (fields["route"], fields["status"]) == ("/v1/completions", 200)
+    assert "private" not in repr(fields)

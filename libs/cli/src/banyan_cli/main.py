@@ -1,4 +1,7 @@
-"""The `banyan` command: a mesh on this machine, and questions to a running one."""
+"""The `banyan` command: a mesh on this machine, and questions to a running one.
+
+What a command needs is imported when it runs: gRPC alone takes longer than most answers.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,19 @@ from typing import Annotated, NoReturn
 import typer
 from rich.console import Console
 
-from banyan_cli import up as up_command
+from banyan_cli.client import HttpClient
 from banyan_cli.errors import CommandError
 from banyan_cli.options import MeshOptions, Numerics, RunnerKind
 from banyan_cli.state import StateFolder
 
 app = typer.Typer(
-    help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False
+    help="A mesh on this machine, and questions to a running one.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
 )
 StateDir = Annotated[Path, typer.Option(help="Folder with the mesh's state and logs.")]
+Url = Annotated[str | None, typer.Option(help="The gateway; else that of the state folder.")]
 DEFAULT_STATE_DIR = Path(".banyan")
 
 
@@ -53,6 +60,8 @@ def up(
     detach: Annotated[bool, typer.Option(help="Return when the mesh is up.")] = False,
 ) -> None:
     """Start all seven services and an embedded Valkey; restart what crashes; stop by Ctrl-C."""
+    from banyan_cli import up as up_command
+
     options = MeshOptions(
         model=demo_model() if model is None and runner is RunnerKind.TORCH else model,
         policies=policies or default_policies(),
@@ -74,7 +83,70 @@ def up(
 @app.command()
 def down(state_dir: StateDir = DEFAULT_STATE_DIR) -> None:
     """Drain and stop the mesh that `up` started."""
+    from banyan_cli import up as up_command
+
     _exit(up_command.down(StateFolder(state_dir), console()))
+
+
+@app.command()
+def status(
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+    json: Annotated[bool, typer.Option("--json", help="For programs.")] = False,
+) -> None:
+    """Who runs and who answers; the workers as a router sees them."""
+    from banyan_cli.status import status as show
+
+    _exit(show(StateFolder(state_dir), console(), as_json=json))
+
+
+@app.command()
+def chat(
+    message: Annotated[str | None, typer.Argument(help="Without one, a conversation.")] = None,
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+    url: Url = None,
+    max_tokens: Annotated[int, typer.Option(help="At most so many tokens.")] = 256,
+    temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,
+) -> None:
+    """Ask the model, streamed from the gateway."""
+    from banyan_cli.chat import ChatOptions
+    from banyan_cli.chat import chat as talk
+
+    with HttpClient(url or StateFolder(state_dir).running().gateway_url) as client:
+        talk(client, message, ChatOptions(max_tokens, temperature), console())
+
+
+@app.command()
+def top(
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+    window: Annotated[int, typer.Option(help="Seconds that the figures cover.")] = 300,
+    once: Annotated[bool, typer.Option(help="Show one picture and end.")] = False,
+) -> None:
+    """The mesh's figures, live; Ctrl-C ends it."""
+    from banyan_cli.top import top as show
+
+    with HttpClient(StateFolder(state_dir).running().metrics_url) as client:
+        show(client, window, console(), once=once)
+
+
+@app.command()
+def explain(
+    request: Annotated[str, typer.Argument(help="The id of an answer, chatcmpl-...")],
+    state_dir: StateDir = DEFAULT_STATE_DIR,
+    url: Url = None,
+) -> None:
+    """Why a request went where it went, and where its time was spent."""
+    from banyan_cli.explain import explain as show
+
+    with HttpClient(url or StateFolder(state_dir).running().gateway_url) as client:
+        show(client, request, console())
+
+
+@app.command()
+def demo() -> None:
+    """Bring up a mesh with the demo model, ask it twice, take it down."""
+    from banyan_cli.demo import demo as show
+
+    show(console())
 
 
 def _exit(code: int) -> NoReturn:
@@ -82,6 +154,7 @@ def _exit(code: int) -> NoReturn:
 
 
 def main() -> None:
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its news of peers that leave are not ours
     try:
         app()
     except CommandError as error:

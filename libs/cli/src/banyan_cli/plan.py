@@ -243,9 +243,12 @@ class Plan:
 
     def _on_stop(self) -> None:
         if self._stopping:
+            self._say("in a hurry: killing what still runs", trouble=True)
             for process in self._processes.values():
                 if process.runs:
                     self._kill(process)
+        else:
+            self._say("stopping: what runs may finish; once more kills it")
         self._stopping = True
 
     # ------------------------------------------------------------ transitions

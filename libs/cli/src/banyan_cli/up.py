@@ -51,9 +51,9 @@ class Terminal:
 
 def up(options: MeshOptions, console: Console) -> int:
     """Run a mesh until it is stopped; the exit code."""
-    check_options(options)
     folder = StateFolder(options.state_dir)
     with folder.claim(), console.status("Starting the mesh") as status:
+        check_options(options)
         audience = Terminal(console, status, folder)
 
         async def supervise() -> int:
@@ -64,9 +64,9 @@ def up(options: MeshOptions, console: Console) -> int:
 
 def up_detached(options: MeshOptions, arguments: Sequence[str], console: Console) -> int:
     """Start `banyan up` with these arguments behind; return when the mesh is up, or failed."""
-    check_options(options)
     folder = StateFolder(options.state_dir)
-    folder.claim().close()
+    with folder.claim():
+        check_options(options)
     log_file = folder.log_file("supervisor")
     command = [sys.executable, "-m", "banyan_cli.main", *arguments]
     with log_file.open("wb") as log, console.status("Starting the mesh"):

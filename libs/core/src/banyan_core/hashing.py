@@ -18,7 +18,9 @@ from banyan_core.types import BlockHash
 HASH_BYTES = 16
 
 
-def cache_salt(mesh_secret: bytes, share_group: str, request_salt: str, card_digest: bytes) -> bytes:
+def cache_salt(
+    mesh_secret: bytes, share_group: str, request_salt: str, card_digest: bytes
+) -> bytes:
     """16 bytes that every block hash of a request starts from."""
     parts = (share_group.encode(), request_salt.encode(), card_digest)
     message = b"".join(len(part).to_bytes(4, "big") + part for part in parts)

@@ -35,7 +35,7 @@ class PagedKv:
         dtype = DTYPES[layout.dtype]
         self._keys = [torch.zeros(shape, dtype=dtype) for _ in range(layout.num_layers)]
         self._values = [torch.zeros(shape, dtype=dtype) for _ in range(layout.num_layers)]
-        self._gathered = torch.empty(2, 0, *shape[1:], dtype=dtype)
+        self._gathered = [torch.empty(0, *shape[1:], dtype=dtype) for _ in ("keys", "values")]
 
     @property
     def page_bytes(self) -> int:
@@ -69,9 +69,11 @@ class PagedKv:
         costs several times the copy, in page faults.
         """
         num_blocks = len(block_ids)
-        if self._gathered.shape[1] < num_blocks:
-            self._gathered = self._gathered.new_empty(2, num_blocks, *self._keys[layer].shape[1:])
-        keys, values = self._gathered[:, :num_blocks]
+        if len(self._gathered[0]) < num_blocks:
+            self._gathered = [
+                buffer.new_empty(num_blocks, *buffer.shape[1:]) for buffer in self._gathered
+            ]
+        keys, values = (buffer[:num_blocks] for buffer in self._gathered)
         torch.index_select(self._keys[layer], 0, block_ids, out=keys)
         torch.index_select(self._values[layer], 0, block_ids, out=values)
         return keys.flatten(0, 1), values.flatten(0, 1)

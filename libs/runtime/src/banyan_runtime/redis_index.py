@@ -16,12 +16,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from banyan_core.types import BlockHash
 from banyan_runtime.kv_index import Fenced, IndexUnavailable
+from banyan_runtime.redis_client import UNREACHABLE, call, connect
 
 _PAGE = 512  # hashes in one script call; Lua's unpack and one call's time are bounded
 _FENCED = "FENCED"
@@ -124,8 +123,8 @@ class RedisKvIndex:
         write_timeout_s: float = 1.0,
     ) -> None:
         self._prefix = prefix.encode()
-        self._fast = _connect(url, lookup_timeout_s)
-        self._slow = _connect(url, write_timeout_s)
+        self._fast = connect(url, lookup_timeout_s)
+        self._slow = connect(url, write_timeout_s)
         self._lookup = _Script(self._fast, _LOOKUP)
         self._acquire = _Script(self._slow, _ACQUIRE)
         self._add = _Script(self._slow, _ADD)
@@ -198,23 +197,13 @@ class _Script:
 
     async def call(self, keys: Sequence[bytes], args: Sequence[Any]) -> Any:
         try:
-            return await self._script(keys=keys, args=args)
+            return await call(self._script(keys=keys, args=args))
         except ResponseError as error:
             if _FENCED in str(error):
                 raise Fenced(f"the lease with token {args[0]} is over") from None
             raise IndexUnavailable(str(error)) from error
-        except (RedisError, OSError, TimeoutError) as error:
+        except UNREACHABLE as error:
             raise IndexUnavailable(f"{type(error).__name__}: {error}") from error
-
-
-def _connect(url: str, timeout_s: float) -> Redis:
-    return Redis.from_url(
-        url,
-        socket_timeout=timeout_s,
-        socket_connect_timeout=timeout_s,
-        retry=Retry(NoBackoff(), 0),
-        protocol=2,
-    )
 
 
 def _pages(hashes: Sequence[BlockHash]) -> list[Sequence[BlockHash]]:

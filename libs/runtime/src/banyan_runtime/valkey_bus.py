@@ -13,18 +13,15 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
 
 from banyan_runtime.bus import Record, Since
+from banyan_runtime.redis_client import UNREACHABLE, call, connect
 
 _SOCKET_TIMEOUT_S = 3.0
 _BLOCK_MS = 1000  # less than the socket's timeout
 _BATCH = 256
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 _CLOSE_TIMEOUT_S = 1.0
-_UNREACHABLE = (RedisError, OSError, TimeoutError)
 
 
 class ValkeyBus:
@@ -58,13 +55,13 @@ class ValkeyBus:
     async def _send(self) -> None:
         """Hand on what is buffered, then end; `publish` starts it again."""
         if self._client is None:
-            self._client = self._connect()
+            self._client = connect(self._url, _SOCKET_TIMEOUT_S)
         failures = 0
         while self._buffer:
             batch = [self._buffer[i] for i in range(min(_BATCH, len(self._buffer)))]
             try:
                 await self._append(self._client, batch)
-            except _UNREACHABLE:
+            except UNREACHABLE:
                 await asyncio.sleep(_backoff_s(failures))
                 failures += 1
                 continue
@@ -81,12 +78,12 @@ class ValkeyBus:
                     maxlen=self._max_records,
                     approximate=True,
                 )
-            await pipeline.execute()
+            await call(pipeline.execute())
 
     async def subscribe(self, topics: Sequence[str], since: Since) -> AsyncGenerator[Record, None]:
         at = dict.fromkeys(topics, "0-0") if since is Since.START else {}
         failures = 0
-        client = self._connect()
+        client = connect(self._url, _SOCKET_TIMEOUT_S)
         try:
             while not self._is_closed:
                 try:
@@ -94,7 +91,7 @@ class ValkeyBus:
                         if topic not in at:
                             at[topic] = await self._last_id(client, topic)
                     records = await self._read(client, at)
-                except _UNREACHABLE:
+                except UNREACHABLE:
                     await asyncio.sleep(_backoff_s(failures))
                     failures += 1
                     continue
@@ -107,12 +104,12 @@ class ValkeyBus:
 
     async def _last_id(self, client: Redis, topic: str) -> str:
         """A concrete id for "from now on": `$` again and again would lose what came between."""
-        last = await client.xrevrange(self._prefix + topic, count=1)
+        last = await call(client.xrevrange(self._prefix + topic, count=1))
         return _text(last[0][0]) if last else "0-0"
 
     async def _read(self, client: Redis, at: dict[str, str]) -> list[Record]:
         streams: dict[Any, Any] = {self._prefix + topic: cursor for topic, cursor in at.items()}
-        answer: Any = await client.xread(streams, count=_BATCH, block=_BLOCK_MS)
+        answer: Any = await call(client.xread(streams, count=_BATCH, block=_BLOCK_MS))
         records = []
         for name, entries in answer or ():
             topic = _text(name).removeprefix(self._prefix)
@@ -128,15 +125,6 @@ class ValkeyBus:
         self._is_closed = True
         if self._client is not None:
             await self._client.aclose()
-
-    def _connect(self) -> Redis:
-        return Redis.from_url(
-            self._url,
-            socket_timeout=_SOCKET_TIMEOUT_S,
-            socket_connect_timeout=_SOCKET_TIMEOUT_S,
-            retry=Retry(NoBackoff(), 0),
-            protocol=2,
-        )
 
 
 def _backoff_s(failures: int) -> float:

@@ -128,7 +128,9 @@ class AutoscalerService:
         decided = command.decided
         self._producer.emit(SCALE_EVENTS, payload_to_pb(decided))
         self._metrics.decided(decided)
-        self._logger.info("scale decided", extra=_log_fields(decided))
+        is_change = decided.num_replicas_wanted != decided.num_replicas_now
+        level = logging.INFO if is_change else logging.DEBUG
+        self._logger.log(level, "scale decided", extra=_log_fields(decided))
 
 
 def _log_fields(decided: ScaleDecided) -> dict[str, object]:

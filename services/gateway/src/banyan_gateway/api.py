@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import msgspec
 from fastapi import FastAPI, Request, Response
@@ -34,6 +36,11 @@ from banyan_gateway.reply import Reply, ReplyOptions
 from banyan_runtime.clock import Clock
 from banyan_runtime.offload import Offload
 from banyan_text.tokenizer import Tokenizer
+
+T = TypeVar("T")
+
+INLINE_BODY_BYTES = 4096
+"""Shorter bodies are prepared on the event loop: a change of threads would take longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,11 +152,11 @@ class Api:
 
     async def tokenize(self, request: Request) -> Response:
         body = await self._read(request)
-        return _json(await self._tools.offload.run(self._preparer.tokenize, body))
+        return _json(await self._prepared(body, self._preparer.tokenize))
 
     async def detokenize(self, request: Request) -> Response:
         body = await self._read(request)
-        return _json(await self._tools.offload.run(self._preparer.detokenize, body))
+        return _json(await self._prepared(body, self._preparer.detokenize))
 
     async def models(self) -> Response:
         return _json({"object": "list", "data": [self._model_json()]})
@@ -187,12 +194,12 @@ class Api:
         self,
         request: Request,
         prefix: str,
-        prepare: Callable[[bytes, Arrival], Prepared],
+        prepare: Callable[..., Prepared],
         formatter_type: Callable[[AnswerHead, Tokenizer, bool, bool], Formatter],
     ) -> Response:
         body = await self._read(request)
         arrival = self._arrival(request, prefix)
-        prepared = await self._tools.offload.run(prepare, body, arrival)
+        prepared = await self._prepared(body, partial(prepare, arrival=arrival))
         self._name(request, arrival, prepared)
         head = AnswerHead(
             arrival.answer_id,
@@ -203,6 +210,11 @@ class Api:
         logprobs = prepared.requests[0].sampling.logprobs
         formatter = formatter_type(head, self._tokenizer, logprobs, prepared.include_usage)
         return Reply(self._gateway, prepared, formatter, self._options.reply, self._tools.logger)
+
+    async def _prepared(self, body: bytes, prepare: Callable[[bytes], T]) -> T:
+        if len(body) <= INLINE_BODY_BYTES:
+            return prepare(body)
+        return await self._tools.offload.run(prepare, body)
 
     async def _read(self, request: Request) -> bytes:
         options = self._options
@@ -219,6 +231,7 @@ class Api:
         )
 
     def _name(self, request: Request, arrival: Arrival, prepared: Prepared) -> None:
+        request.state.answer_id = arrival.answer_id
         request_ids = tuple(each.request_id for each in prepared.requests)
         tenant = arrival.tenant.name
         self._names.keep(tenant, (arrival.answer_id, request.state.request_id), request_ids)

@@ -90,6 +90,7 @@ class Edge:
             "http request",
             extra={
                 "request_id": response.request_id,
+                "answer_id": scope["state"].get("answer_id"),
                 "tenant": tenant.name if tenant else None,
                 "method": scope["method"],
                 "route": route,

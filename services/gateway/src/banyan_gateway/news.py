@@ -73,11 +73,20 @@ class News:
 
     async def _read(self, index: int, request: GenerationRequest) -> None:
         try:
-            async with aclosing(self._gateway.generate(request)) as stream:
-                async for item in stream:
-                    await self._queue.put((index, item))
-                    if isinstance(item, Usage):
-                        return
-            raise RequestFailed("internal", "the answer ended without its usage")
+            await self._read_all(index, request)
         except Exception as error:  # guard: whatever it is, the answer's writer must hear of it
             await self._queue.put(error)
+
+    async def _read_all(self, index: int, request: GenerationRequest) -> None:
+        """Raises when the answer merely stops: it must not look complete."""
+        num_open_choices = request.n
+        async with aclosing(self._gateway.generate(request)) as stream:
+            async for item in stream:
+                if isinstance(item, Delta):
+                    num_open_choices -= item.finish_reason is not None
+                elif num_open_choices:
+                    break
+                await self._queue.put((index, item))
+                if isinstance(item, Usage):
+                    return
+        raise RequestFailed("internal", "the answer ended without its last word")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 from banyan.v1 import worker_pb2
 from banyan_core.journey_messages import (
@@ -22,6 +23,8 @@ from banyan_gateway.worker_link import WorkerLink
 from banyan_runtime import codec, wire
 from banyan_runtime.lifespan import Tasks
 from banyan_runtime.rpc import Network, RpcError, Unary
+
+Req = TypeVar("Req", worker_pb2.PrefillRequest, worker_pb2.DecodeRequest)
 
 START_TIMEOUT_S = 5.0
 RELEASE_TIMEOUT_S = 2.0
@@ -70,9 +73,8 @@ class WorkerCalls:
         self,
         worker: WorkerRef,
         spec: SequenceSpec,
-        method: Unary[worker_pb2.PrefillRequest, worker_pb2.Admission]
-        | Unary[worker_pb2.DecodeRequest, worker_pb2.Admission],
-        request: worker_pb2.PrefillRequest | worker_pb2.DecodeRequest,
+        method: Unary[Req, worker_pb2.Admission],
+        request: Req,
     ) -> None:
         link = self._link(worker)
         link.expect(spec.sequence_id, len(spec.output_token_ids))
@@ -82,9 +84,8 @@ class WorkerCalls:
         self,
         link: WorkerLink,
         sequence_id: str,
-        method: Unary[worker_pb2.PrefillRequest, worker_pb2.Admission]
-        | Unary[worker_pb2.DecodeRequest, worker_pb2.Admission],
-        request: worker_pb2.PrefillRequest | worker_pb2.DecodeRequest,
+        method: Unary[Req, worker_pb2.Admission],
+        request: Req,
     ) -> None:
         worker = link.worker
         try:

@@ -20,7 +20,7 @@ from banyan_runtime.rpc import Channel, RpcError
 SILENCE_S = 3.0
 """A worker says something at least every second: longer silence is a break."""
 
-RECONNECT_DELAYS_S = (0.0, 0.05, 0.15, 0.3)
+RECONNECT_DELAYS_S = (0.0, 0.05, 0.1)
 """Waits before the tries of one break; the worker is lost when all fail."""
 
 MAX_OUTGOING = 10_000
@@ -48,6 +48,7 @@ class WorkerLink:
         self._on_lost = on_lost
         self._next_index: dict[str, int] = {}
         self._promised: dict[str, None] = {}  # admitted sequences, in order
+        self._resumed: frozenset[str] = frozenset()  # those promised when the stream was opened
         self._outgoing: asyncio.Queue[worker_pb2.TokensRequest] = asyncio.Queue(MAX_OUTGOING)
 
     def expect(self, sequence_id: str, next_index: int) -> None:
@@ -123,8 +124,8 @@ class WorkerLink:
         for report_pb in message.sequences:
             report = codec.sequence_report_from_pb(report_pb)
             known = report.sequence_id in self._next_index
-            if report.finish is Finish.UNKNOWN and report.sequence_id not in self._promised:
-                continue  # its start and our resume crossed on the way
+            if report.finish is Finish.UNKNOWN and report.sequence_id not in self._resumed:
+                continue  # its start and our hello crossed on the way
             if known and report.tokens:
                 self._promised[report.sequence_id] = None
                 self._next_index[report.sequence_id] = report.first_index + len(report.tokens)
@@ -133,6 +134,7 @@ class WorkerLink:
             self._on_reports(self.worker.worker_id, tuple(reports))
 
     async def _requests(self) -> AsyncGenerator[worker_pb2.TokensRequest, None]:
+        self._resumed = frozenset(self._promised)
         resume = [
             worker_pb2.TokensResume(sequence_id=sequence_id, next_index=index)
             for sequence_id, index in self._next_index.items()

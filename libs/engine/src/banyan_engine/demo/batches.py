@@ -73,15 +73,12 @@ def make_batch(
     texts: Iterator[Iterable[Piece]],
     size: int,
     length: int,
-    leaps: Random | None,
-    max_positions: int,
+    rng: Random,
+    max_leap: int,
 ) -> Batch:
     """Return a batch of that many texts, cut or padded to the length."""
     rows = [_encode(tokenizer, next(texts), length) for _ in range(size)]
-    if leaps is None:
-        positions = [list(range(length)) for _ in rows]
-    else:
-        positions = [_positions(leaps, row, max_positions - length) for row in rows]
+    positions = [_positions(rng, row, max_leap) for row in rows]
     return Batch(
         torch.tensor([row.ids for row in rows]),
         torch.tensor(positions),

@@ -18,7 +18,10 @@ Form = Literal["chains", "pairs", "statements", "recall", "skills"]
 
 @dataclass(frozen=True, slots=True)
 class Rung:
-    """One kind of text; counts are upper limits, each text draws its own."""
+    """One kind of text; counts are upper limits, each text draws its own.
+
+    `max_leap` is how far positions may leap; see `batches`.
+    """
 
     form: Form
     length: int
@@ -27,6 +30,7 @@ class Rung:
     num_words: int = 2
     gap: str = " "
     num_digits: int = 4
+    max_leap: int = 0
     pass_mark: float = 0.9
 
     def text(self, rng: Random) -> Iterator[Piece]:
@@ -59,12 +63,12 @@ LADDER: Final = (
     Rung("pairs", 128, 8),
     Rung("pairs", 256, 16),
     Rung("statements", 192, 8),
-    Rung("recall", 192, 6, 2),
-    Rung("recall", 384, 10, 8),
-    Rung("recall", 640, 16, 24, pass_mark=0.93),
-    Rung("recall", 1152, 30, 48, pass_mark=0.95),
-    Rung("recall", 2304, 60, 96, pass_mark=0.97),
-    Rung("recall", 4352, 90, 200, pass_mark=1.1),
+    Rung("recall", 192, 6, 2, max_leap=64),
+    Rung("recall", 384, 10, 8, max_leap=256),
+    Rung("recall", 640, 16, 24, max_leap=512, pass_mark=0.93),
+    Rung("recall", 1152, 30, 48, max_leap=1024, pass_mark=0.95),
+    Rung("recall", 2304, 60, 96, max_leap=2048, pass_mark=0.97),
+    Rung("recall", 4352, 90, 200, max_leap=1024, pass_mark=1.1),
 )
 SKILLS: Final = Rung("skills", 256, 0)
 FIRST_CHAT_RUNG: Final = 7

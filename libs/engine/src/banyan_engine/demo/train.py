@@ -25,7 +25,7 @@ from banyan_engine.demo.corpus import Piece
 from banyan_engine.demo.curriculum import FIRST_CHAT_RUNG, LADDER, Curriculum, Rung
 from banyan_engine.demo.evaluate import recall_score
 from banyan_engine.demo.first_weights import set_first_weights
-from banyan_engine.demo.folder import save_model
+from banyan_engine.demo.folder import load_model, save_model
 from banyan_engine.demo.model import Llama, ModelShape
 from banyan_engine.demo.tokenizer import train_tokenizer, write_tokenizer
 
@@ -67,11 +67,10 @@ def texts_of(rung: Rung, rng: Random) -> Iterator[Iterable[Piece]]:
         yield rung.text(rng)
 
 
-def draw_batch(rung: Rung, tokenizer: Tokenizer, rng: Random, max_positions: int) -> Batch:
+def draw_batch(rung: Rung, tokenizer: Tokenizer, rng: Random) -> Batch:
     """Return a batch of one kind of text, about the same number of tokens each time."""
     size = max(1, BATCH_TOKENS // rung.length)
-    leaps = rng if rung.form == "recall" else None
-    return make_batch(tokenizer, texts_of(rung, rng), size, rung.length, leaps, max_positions)
+    return make_batch(tokenizer, texts_of(rung, rng), size, rung.length, rng, rung.max_leap)
 
 
 def grade(model: Llama, batch: Batch) -> tuple[Tensor, float]:
@@ -128,7 +127,7 @@ def make_optimizer(model: Llama) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01, fused=True)
 
 
-def train(out: Path, minutes: float, seed: int) -> None:
+def train(out: Path, minutes: float, seed: int, start: Path | None, first_rung: int) -> None:
     """Train for that long and leave the model in the folder `out`."""
     out.mkdir(parents=True, exist_ok=True)
     rng = Random(seed)
@@ -136,15 +135,18 @@ def train(out: Path, minutes: float, seed: int) -> None:
     tokenizer = train_tokenizer(corpus.plain_texts(rng, TOKENIZER_TEXTS))
     shape = ModelShape(vocab_size=tokenizer.get_vocab_size())
     write_tokenizer(tokenizer, out, shape.max_position_embeddings)
-    model = Llama(shape)
-    set_first_weights(model)
+    if start is None:
+        model = Llama(shape)
+        set_first_weights(model)
+    else:
+        model = load_model(start)
     optimizer = make_optimizer(model)
-    curriculum = Curriculum(rng)
+    curriculum = Curriculum(rng, first_rung)
     progress = Progress(time.monotonic(), minutes * 60)
     next_save = CHECKPOINT_SECONDS
     while progress.share() < 1.0:
         rung = curriculum.draw()
-        batch = draw_batch(rung, tokenizer, rng, shape.max_position_embeddings)
+        batch = draw_batch(rung, tokenizer, rng)
         loss, exact = take_step(model, optimizer, batch, progress)
         rose = curriculum.note(rung, exact)
         if rose or progress.steps % LOG_STEPS == 0:
@@ -176,8 +178,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=90.0)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", type=Path, help="go on from the weights in this folder")
+    parser.add_argument("--rung", type=int, default=0, help="rung of the ladder to begin at")
     args = parser.parse_args()
-    train(args.out, args.minutes, args.seed)
+    train(args.out, args.minutes, args.seed, args.start, args.rung)
 
 
 if __name__ == "__main__":
