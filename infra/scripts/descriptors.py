@@ -36,7 +36,9 @@ def _message_breaks(old: FileDescriptorSet, new: FileDescriptorSet) -> Iterator[
             if field.number not in fields:
                 yield f"{where} ({field.name}) is gone"
             else:
-                yield from _field_breaks(where, _Field(message, field), _Field(known[name], fields[field.number]))
+                yield from _field_breaks(
+                    where, _Field(message, field), _Field(known[name], fields[field.number])
+                )
 
 
 class _Field:

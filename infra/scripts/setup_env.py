@@ -80,16 +80,18 @@ def install_pins(python: Path, torch: str, torch_index: str) -> None:
     wanted = python.parent.parent / f"pins-{torch}.txt"
     wanted.write_text(pins)
     if shutil.which("uv") is None:
-        run_pip(python, [next(line for line in pins.splitlines() if line.startswith("uv=="))])
+        run_pip(
+            python, python, [next(line for line in pins.splitlines() if line.startswith("uv=="))]
+        )
     print(f"set-up: installing {len(pins.split())} packages, torch from {source}", flush=True)
-    run_installer(python, [*options, "-r", str(wanted)])
+    run_installer(python, python, [*options, "-r", str(wanted)])
 
 
 def install_ours(python: Path) -> None:
     """Every package of this repository, editable; their needs are in the pins already."""
     folders = [file.parent for top in ("libs", "services") for file in packages_in(ROOT / top)]
     editable = [word for folder in folders for word in ("-e", str(folder))]
-    run_installer(python, ["--no-deps", "--no-build-isolation", *editable])
+    run_installer(python, python, ["--no-deps", "--no-build-isolation", *editable])
 
 
 def packages_in(folder: Path) -> list[Path]:
@@ -102,14 +104,17 @@ def in_find_links(python: Path, pin: str) -> bool:
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
-def run_installer(python: Path, arguments: list[str]) -> None:
-    """Install with uv, else with pip. Raises SetupError when neither can."""
-    uv = shutil.which("uv") or shutil.which("uv", path=str(python.parent))
+def run_installer(tools: Path, target: Path, arguments: list[str]) -> None:
+    """Install into the Python `target` with the uv or else the pip of the Python `tools`.
+
+    Raises SetupError when neither can.
+    """
+    uv = shutil.which("uv") or shutil.which("uv", path=str(tools.parent))
     if uv is not None:
         # Exact pins: which index has them is all the same, as it is for pip.
-        command = [uv, "pip", "install", "-q", "--python", str(python)]
+        command = [uv, "pip", "install", "-q", "--python", str(target)]
         command += ["--index-strategy", "unsafe-best-match"]
-        settings = pip_settings(python)
+        settings = pip_settings(tools)
         for key in ("find-links", "extra-index-url", "index-url"):
             command += [f"--{key}={value}" for value in settings.get(key, [])]
         certificates = {"SSL_CERT_FILE": value for value in settings.get("cert", [])}
@@ -117,13 +122,13 @@ def run_installer(python: Path, arguments: list[str]) -> None:
         if subprocess.run([*command, *arguments], env=environment, check=False).returncode == 0:
             return
         print("set-up: uv did not manage, trying pip", flush=True)
-    run_pip(python, arguments)
+    run_pip(tools, target, arguments)
 
 
-def run_pip(python: Path, arguments: list[str]) -> None:
+def run_pip(tools: Path, target: Path, arguments: list[str]) -> None:
+    command = [tools, "-m", "pip", "--python", target, "install", "-qq"]
     # Compiling every module takes longer than installing them, and most are never imported.
-    command = [python, "-m", "pip", "install", "--no-compile", "-qq", *arguments]
-    if subprocess.run(command, check=False).returncode != 0:
+    if subprocess.run([*command, "--no-compile", *arguments], check=False).returncode != 0:
         raise SetupError("the installation failed, see above; then run make again.")
 
 

@@ -304,7 +304,7 @@ class Speaker:
         return event
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(steps=STEPS)
 def test_the_fold_is_right_or_says_that_it_is_stale(
     steps: list[tuple[int, str, int, str]],

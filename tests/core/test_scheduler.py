@@ -12,6 +12,7 @@ from banyan_core.block_manager import BlockManager
 from banyan_core.runner import StepPlan
 from banyan_core.scheduler import EngineLimits, Scheduler
 from banyan_core.sequence import Sequence
+from banyan_core.types import OutputToken
 
 NUM_BLOCKS = 10
 
@@ -70,7 +71,7 @@ class SchedulerMachine(RuleBasedStateMachine):
             sequence = self.sequences[item.sequence_id]
             self.scheduler.commit(sequence, item, 1)
             if item.sample:
-                sequence.tokens.append(7)
+                sequence.append(OutputToken(7))
                 if not grow:
                     self._end(sequence)
 

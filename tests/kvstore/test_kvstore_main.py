@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import signal
@@ -15,6 +16,8 @@ from tests.kvstore.stored import block, pages_of, uploading
 
 from banyan.v1 import kv_pb2
 from banyan_core.hashing import pack
+from banyan_core.types import BlockHash
+from banyan_kvstore.block import Block
 from banyan_kvstore.main import run
 from banyan_runtime import wire
 from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
@@ -34,7 +37,7 @@ GOOD = {
         ("BANYAN_KVSTORE_ID", "shelf", "BANYAN_KVSTORE_ID=shelf: expected an id that starts with"),
         ("BANYAN_KVSTORE_MEMORY_BYTES", "-1", "BANYAN_KVSTORE_MEMORY_BYTES=-1: expected 0 or more"),
         ("BANYAN_KVSTORE_IO_THREADS", "0", "BANYAN_KVSTORE_IO_THREADS=0: expected 1 or more"),
-        ("BANYAN_KVSTORE_DISK_FOLDER", "/dev/null/no", "[Errno"),
+        ("BANYAN_KVSTORE_DISK_FOLDER", "/dev/null/no", "/dev/null/no"),
         ("BANYAN_INDEX_URL", "here", "BANYAN_INDEX_URL=here: "),
     ],
 )
@@ -49,10 +52,9 @@ def test_a_wrong_setting_is_one_sentence(
 
 def start(folder: Path) -> tuple[subprocess.Popen[str], str]:
     """A store process and its address."""
-    env = os.environ | GOOD | {"BANYAN_KVSTORE_DISK_FOLDER": str(folder)}
     process = subprocess.Popen(
         [sys.executable, "-c", "from banyan_kvstore.main import main; main()"],
-        env=env,
+        env=os.environ | GOOD | {"BANYAN_KVSTORE_DISK_FOLDER": str(folder)},
         stderr=subprocess.PIPE,
         text=True,
     )
@@ -64,22 +66,36 @@ def start(folder: Path) -> tuple[subprocess.Popen[str], str]:
     raise AssertionError("the store did not start")
 
 
-async def test_a_terminated_store_keeps_its_blocks_without_bus_or_index(tmp_path: Path) -> None:
-    (wanted,) = hashes(1)
-    process, address = start(tmp_path)
-    network = GrpcNetwork(ChannelSecurity.plain())
-    pages = uploading(pages_of([block(wanted)]))
-    response = await network.channel(address).upload(wire.STORE_PUT, pages, 5.0)
-    assert response.num_stored_blocks == 1
+def end(process: subprocess.Popen[str]) -> int:
     process.send_signal(signal.SIGTERM)
-    assert process.wait(20) == 0
-    process.stderr and process.stderr.close()
-    process, address = start(tmp_path)
+    _, rest = process.communicate(timeout=20)
+    assert "Traceback" not in rest
+    return process.returncode
+
+
+async def put(address: str, blocks: list[Block]) -> int:
+    network = GrpcNetwork(ChannelSecurity.plain())
+    upload = uploading(pages_of(blocks))
+    response = await network.channel(address).upload(wire.STORE_PUT, upload, 5.0)
+    await network.close()
+    return response.num_stored_blocks
+
+
+async def get(address: str, wanted: BlockHash) -> list[kv_pb2.KvPages]:
+    network = GrpcNetwork(ChannelSecurity.plain())
     request = kv_pb2.GetRequest(block_hashes=pack([wanted]))
     stream = network.channel(address).stream(wire.STORE_GET, request, 5.0)
     messages = [message async for message in stream]
-    assert messages == [kv_pb2.KvPages(pages=pages_of([block(wanted)]))]
     await network.close()
-    process.kill()
-    process.wait(5)
-    process.stderr and process.stderr.close()
+    return messages
+
+
+def test_a_terminated_store_keeps_its_blocks_without_bus_or_index(tmp_path: Path) -> None:
+    wanted, _ = hashes(2)
+    process, address = start(tmp_path)
+    assert asyncio.run(put(address, [block(wanted)])) == 1
+    assert end(process) == 0
+    process, address = start(tmp_path)
+    messages = asyncio.run(get(address, wanted))
+    assert messages == [kv_pb2.KvPages(pages=pages_of([block(wanted)]))]
+    assert end(process) == 0

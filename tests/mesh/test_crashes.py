@@ -7,6 +7,7 @@ out of the KV blocks: a token lost, doubled or computed from a wrong block would
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from tests.mesh.asking import Answer, Question, ask, assert_right, prompt_of, streaming_worker
@@ -74,7 +75,7 @@ def test_the_streaming_worker_may_die_at_any_token(
     question = QUESTIONS[name]
     for at in range(1, NUM_TOKENS * question.n):
         answer, num_recoveries = run_virtual(
-            lambda at=at: ask_and_kill(topology, question, at, None, restart), seed=at
+            partial(ask_and_kill, topology, question, at, None, restart), seed=at
         )
         assert_right(question, answer)
         assert num_recoveries >= 1, f"at token {at}"
@@ -85,7 +86,7 @@ def test_without_recovery_the_same_death_fails_the_request() -> None:
     topology = replace(SMALL, shared=shared)
     for at in (1, 7, NUM_TOKENS - 1):
         answer, _ = run_virtual(
-            lambda at=at: ask_and_kill(topology, QUESTIONS["greedy"], at, None, False)
+            partial(ask_and_kill, topology, QUESTIONS["greedy"], at, None, False)
         )
         assert answer.failure is not None
         assert answer.failure.retry_after_s is not None
@@ -111,7 +112,7 @@ def test_prefill_may_die_in_mid_prompt(topology: Topology, restart: bool) -> Non
         await mesh.stop()
 
     for tenth in range(1, 10):
-        run_virtual(lambda tenth=tenth: main(0.0044 * tenth))
+        run_virtual(partial(main, 0.0044 * tenth))
 
 
 def _prefilling(mesh: SimMesh) -> str:
@@ -128,7 +129,7 @@ def test_no_running_answer_needs_the_rest_of_the_mesh(victim: str, restart: bool
     question = QUESTIONS["seeded"]
     for at in (1, 2, 20, 39):
         answer, num_recoveries = run_virtual(
-            lambda at=at: ask_and_kill(SMALL, question, at, victim, restart)
+            partial(ask_and_kill, SMALL, question, at, victim, restart)
         )
         assert_right(question, answer)
         assert num_recoveries == 0

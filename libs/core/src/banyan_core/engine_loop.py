@@ -236,8 +236,7 @@ class EngineLoop:
         block_ids = self._scheduler.remove(sequence)
         if sequence.hold and finish in (Finish.STOP, Finish.LENGTH) and block_ids:
             self._blocks.hold(sequence.sequence_id, block_ids)
-            output = sequence.tokens[sequence.num_prompt_tokens :]
-            self._commands.append(Held(sequence.sequence_id, tuple(output)))
+            self._commands.append(Held(sequence.sequence_id, tuple(sequence.output)))
         else:
             self._blocks.give_back(block_ids)
         tokens = () if token is None else (token,)

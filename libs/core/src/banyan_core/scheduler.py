@@ -184,7 +184,6 @@ def _order(sequence: Sequence) -> tuple[int, int]:
 def _item(sequence: Sequence, budget: int) -> PlanItem:
     start = sequence.num_computed
     end = min(len(sequence.tokens), start + budget)
-    num_prompt = sequence.num_prompt_tokens
     return PlanItem(
         sequence_id=sequence.sequence_id,
         token_ids=tuple(sequence.tokens[start:end]),
@@ -192,7 +191,7 @@ def _item(sequence: Sequence, budget: int) -> PlanItem:
         block_table=tuple(sequence.block_table),
         sample=end == len(sequence.tokens),
         sampling=sequence.spec.sampling,
-        num_prompt_tokens=num_prompt,
+        num_prompt_tokens=sequence.num_prompt_tokens,
         prompt_token_ids=sequence.spec.prompt_token_ids,
-        output_token_ids=tuple(sequence.tokens[num_prompt:]),
+        output_token_ids=tuple(sequence.output),
     )

@@ -37,6 +37,8 @@ class Sequence:
     num_fetched_blocks: int = 0
     num_rejected_pages: int = 0
     tokens: list[int] = field(init=False)
+    output: list[int] = field(init=False)
+    num_prompt_tokens: int = field(init=False)
     block_table: list[int] = field(default_factory=list)
     num_computed: int = 0
     num_stepped_tokens: int = 0
@@ -48,6 +50,8 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tokens = [*self.spec.prompt_token_ids, *self.spec.output_token_ids]
+        self.output = list(self.spec.output_token_ids)
+        self.num_prompt_tokens = len(self.spec.prompt_token_ids)
         self._prompt_stepped = bytearray(self.num_prompt_tokens)
 
     @property
@@ -60,12 +64,8 @@ class Sequence:
         return (self.spec.priority, self.arrival)
 
     @property
-    def num_prompt_tokens(self) -> int:
-        return len(self.spec.prompt_token_ids)
-
-    @property
     def num_output_tokens(self) -> int:
-        return len(self.tokens) - self.num_prompt_tokens
+        return len(self.output)
 
     @property
     def num_uncomputed(self) -> int:
@@ -126,6 +126,7 @@ class Sequence:
 
     def append(self, token: OutputToken) -> None:
         self.tokens.append(token.token_id)
+        self.output.append(token.token_id)
 
     def figures(self, now: int) -> SequenceFigures:
         """Durations partition the time since submission: in steps, or waiting for one."""

@@ -1,7 +1,7 @@
 """The gateway's HTTP routes: OpenAI's API, and what an operator asks.
 
-A route reads the body, has it prepared off the event loop, and returns a `Reply` that drives the
-gateway. All that concerns every route (ids, keys, logs) is in `edge`.
+A route reads the body, has it prepared (off the event loop when long), and returns a `Reply` that
+drives the gateway. All that concerns every route (ids, keys, logs) is in `edge`.
 """
 
 from __future__ import annotations

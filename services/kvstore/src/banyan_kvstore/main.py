@@ -84,7 +84,11 @@ async def start(settings: Settings, logger: logging.Logger) -> Assembly:
         registry=registry,
     )
     metrics = await serve_metrics_http(registry, settings.metrics_address)
-    await service.start()
+    try:
+        await service.start()
+    except OSError:
+        await metrics.close()
+        raise
     return Assembly(service, (metrics, network, bus, index, offload))
 
 

@@ -97,7 +97,11 @@ async def start(settings: Settings, wiring: Wiring, logger: logging.Logger) -> A
         recorder=recorder,
     )
     metrics = await serve_metrics_http(registry, settings.metrics_address)
-    await service.start()
+    try:
+        await service.start()
+    except OSError:
+        await metrics.close()
+        raise
     adapters: list[Closable] = [metrics, network, wiring.index]
     if recorder is not None:
         adapters.append(_Recording(recorder))

@@ -1,0 +1,73 @@
+"""Kill -9 of real processes in mid-answer, with the demo model in deterministic mode.
+
+Virtual time covers every token and every process (tests/mesh); here a few deaths are real.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.e2e.running import Heard, RunningMesh
+
+PROMPT = (
+    "The amber key opens door 4821. The silver key opens door 1937. The iron key opens door 6650. "
+    "Count from one to forty, then tell a story about the amber key."
+)
+GREEDY: dict[str, Any] = {"max_tokens": 200, "temperature": 0, "extra_body": {"ignore_eos": True}}
+SEEDED: dict[str, Any] = {
+    "max_tokens": 200,
+    "temperature": 0.9,
+    "seed": 5,
+    "extra_body": {"ignore_eos": True},
+}
+
+
+def answer_with_a_death(
+    mesh: RunningMesh, victim: str | None, at: int, **options: Any
+) -> tuple[Heard, int]:
+    """Kill `victim`, or the worker that streams, at chunk `at`; the answer and its recoveries."""
+    killed: dict[str, int] = {}
+
+    def kill(num_chunks: int) -> None:
+        if num_chunks == at and not killed:
+            name = victim or streaming_worker(mesh)
+            killed[name] = mesh.process(name)["num_restarts"]
+            mesh.kill(name)
+
+    heard = mesh.stream(PROMPT, kill, **options)
+    (name, num_restarts) = next(iter(killed.items()))
+    mesh.wait_restarted(name, num_restarts)
+    return heard, mesh.explain(heard.request_id)["num_recoveries"]
+
+
+def streaming_worker(mesh: RunningMesh) -> str:
+    """The worker with a running sequence, by what it says itself."""
+    names = [name for name in ("decode-0", "prefill-0") if mesh.num_running(name)]
+    assert names, "nothing streams"
+    return names[0]
+
+
+@pytest.mark.parametrize("at", [1, 20, 60])
+def test_the_streaming_worker_dies(mesh: RunningMesh, at: int) -> None:
+    calm = mesh.stream(PROMPT, **GREEDY)
+    heard, num_recoveries = answer_with_a_death(mesh, None, at, **GREEDY)
+    assert heard.texts == calm.texts
+    assert heard.finishes == ("length",)
+    assert num_recoveries >= 1
+
+
+def test_a_sampled_answer_of_two_choices_survives(mesh: RunningMesh) -> None:
+    calm = mesh.stream(PROMPT, n=2, **SEEDED)
+    assert calm.texts[0] != calm.texts[1]
+    heard, num_recoveries = answer_with_a_death(mesh, None, 20, n=2, **SEEDED)
+    assert heard.texts == calm.texts
+    assert num_recoveries >= 1
+
+
+@pytest.mark.parametrize("victim", ["router", "kvstore", "valkey", "metrics", "autoscaler"])
+def test_no_running_answer_needs_this_process(mesh: RunningMesh, victim: str) -> None:
+    calm = mesh.stream(PROMPT, **GREEDY)
+    heard, _ = answer_with_a_death(mesh, victim, 10, **GREEDY)
+    assert heard.texts == calm.texts
+    assert heard.finishes == ("length",)
