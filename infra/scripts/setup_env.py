@@ -80,9 +80,8 @@ def install_pins(python: Path, torch: str, torch_index: str) -> None:
     wanted = python.parent.parent / f"pins-{torch}.txt"
     wanted.write_text(pins)
     if shutil.which("uv") is None:
-        run_pip(
-            python, python, [next(line for line in pins.splitlines() if line.startswith("uv=="))]
-        )
+        uv_pin = next(line for line in pins.splitlines() if line.startswith("uv=="))
+        run_pip(python, python, [uv_pin])
     print(f"set-up: installing {len(pins.split())} packages, torch from {source}", flush=True)
     run_installer(python, python, [*options, "-r", str(wanted)])
 
@@ -117,8 +116,9 @@ def run_installer(tools: Path, target: Path, arguments: list[str]) -> None:
         settings = pip_settings(tools)
         for key in ("find-links", "extra-index-url", "index-url"):
             command += [f"--{key}={value}" for value in settings.get(key, [])]
-        certificates = {"SSL_CERT_FILE": value for value in settings.get("cert", [])}
-        environment = {**os.environ, **certificates}
+        environment = dict(os.environ)
+        if "cert" in settings:
+            environment["SSL_CERT_FILE"] = settings["cert"][0]
         if subprocess.run([*command, *arguments], env=environment, check=False).returncode == 0:
             return
         print("set-up: uv did not manage, trying pip", flush=True)

@@ -212,15 +212,31 @@ async def test_publisher_and_subscriber_survive_an_outage(
     await eventually(lambda: listener.values == [b"before"])
     outage.down()
     taken = [bus.publish(KV_EVENTS, "p", b"%d" % i) for i in range(30)]
-    assert taken == [True] * 20 + [False] * 10
+    # The sender may not have heard yet that "before" has arrived, which takes one place.
+    num_taken = sum(taken)
+    assert num_taken in (19, 20)
+    assert taken == [True] * num_taken + [False] * (30 - num_taken)
     await asyncio.sleep(0.3)
     assert listener.values == [b"before"]
     outage.up()
-    await eventually(lambda: len(listener.records) >= 21, 10)
+    await eventually(lambda: len(listener.records) > num_taken, 10)
     # At least once: a record may come again, but never out of order.
     distinct = list(dict.fromkeys(listener.values))
-    assert distinct == [b"before", *(b"%d" % i for i in range(20))]
+    assert distinct == [b"before", *(b"%d" % i for i in range(num_taken))]
     await listener.stop()
+
+
+async def test_a_cancelled_subscriber_always_ends(buses: Buses, eventually: Eventually) -> None:
+    bus, reader = buses(), buses()
+    for i in range(60):
+        bus.publish(KV_EVENTS, "p", b"%d" % i)
+        listener = Listener(reader, [KV_EVENTS], Since.START)
+        # At once, so that the cancel often comes in the turn of the next request.
+        async with asyncio.timeout(5):
+            while len(listener.records) <= i:  # noqa: ASYNC110  # turn by turn, on purpose
+                await asyncio.sleep(0)
+        async with asyncio.timeout(2):
+            await listener.stop()
 
 
 async def test_close_is_bounded_when_the_broker_is_down(outage: Buses) -> None:

@@ -132,14 +132,14 @@ def train(out: Path, minutes: float, seed: int, start: Path | None, first_rung: 
     out.mkdir(parents=True, exist_ok=True)
     rng = Random(seed)
     torch.manual_seed(seed)
-    tokenizer = train_tokenizer(corpus.plain_texts(rng, TOKENIZER_TEXTS))
-    shape = ModelShape(vocab_size=tokenizer.get_vocab_size())
-    write_tokenizer(tokenizer, out, shape.max_position_embeddings)
     if start is None:
-        model = Llama(shape)
+        tokenizer = train_tokenizer(corpus.plain_texts(rng, TOKENIZER_TEXTS))
+        model = Llama(ModelShape(vocab_size=tokenizer.get_vocab_size()))
         set_first_weights(model)
     else:
+        tokenizer = Tokenizer.from_file(str(start / "tokenizer.json"))
         model = load_model(start)
+    write_tokenizer(tokenizer, out, model.shape.max_position_embeddings)
     optimizer = make_optimizer(model)
     curriculum = Curriculum(rng, first_rung)
     progress = Progress(time.monotonic(), minutes * 60)
