@@ -30,7 +30,7 @@ def main() -> int:
         venv.create(folder, with_pip=False)
         python = Path(folder) / "bin" / "python"
         run_installer(tools, python, [*options, *ours, *dev_tools()])
-        command = [tools, "-m", "pip", "--python", python, "freeze", "--exclude-editable"]
+        command = [str(tools), "-m", "pip", "--python", str(python), "freeze", "--exclude-editable"]
         listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     (ROOT / "constraints.txt").write_text(pins(listed))
     return 0

@@ -99,7 +99,17 @@ def packages_in(folder: Path) -> list[Path]:
 
 def in_find_links(python: Path, pin: str) -> bool:
     """Whether the folders or pages that pip is told to look in have this very wheel."""
-    command = [python, "-m", "pip", "install", "--dry-run", "--no-index", "--no-deps", "-q", pin]
+    command = [
+        str(python),
+        "-m",
+        "pip",
+        "install",
+        "--dry-run",
+        "--no-index",
+        "--no-deps",
+        "-q",
+        pin,
+    ]
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
@@ -126,7 +136,7 @@ def run_installer(tools: Path, target: Path, arguments: list[str]) -> None:
 
 
 def run_pip(tools: Path, target: Path, arguments: list[str]) -> None:
-    command = [tools, "-m", "pip", "--python", target, "install", "-qq"]
+    command = [str(tools), "-m", "pip", "--python", str(target), "install", "-qq"]
     # Compiling every module takes longer than installing them, and most are never imported.
     if subprocess.run([*command, "--no-compile", *arguments], check=False).returncode != 0:
         raise SetupError("the installation failed, see above; then run make again.")
@@ -134,7 +144,7 @@ def run_pip(tools: Path, target: Path, arguments: list[str]) -> None:
 
 def pip_settings(python: Path) -> dict[str, list[str]]:
     """Pip's configuration: setting to values, where the environment overrides the files."""
-    command = [python, "-m", "pip", "config", "list"]
+    command = [str(python), "-m", "pip", "config", "list"]
     listed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     settings: dict[str, list[str]] = {}
     for line in listed.splitlines():
@@ -147,7 +157,7 @@ def pip_settings(python: Path) -> dict[str, list[str]]:
 
 def check_build(python: Path, torch: str) -> None:
     """A CUDA build works, but nobody asked for its gigabytes."""
-    command = [python, "-c", "import torch; print(torch.version.cuda or '')"]
+    command = [str(python), "-c", "import torch; print(torch.version.cuda or '')"]
     asked = subprocess.run(command, capture_output=True, text=True, check=False)
     if asked.returncode != 0:
         raise SetupError(f"torch does not import: {asked.stderr.strip().splitlines()[-1]}")

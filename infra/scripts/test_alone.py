@@ -48,7 +48,7 @@ def build_wheels(tools: Path, wheels: Path) -> None:
     """A wheel of each library and service."""
     sources = [str(f.parent) for top in ("libs", "services") for f in packages_in(ROOT / top)]
     options = ["-qq", "--no-deps", "--no-build-isolation", "--wheel-dir", str(wheels)]
-    subprocess.run([tools, "-m", "pip", "wheel", *options, *sources], check=True)
+    subprocess.run([str(tools), "-m", "pip", "wheel", *options, *sources], check=True)
 
 
 def stands_alone(tools: Path, wheels: Path, folder: Path, service: str) -> bool:
@@ -62,7 +62,7 @@ def stands_alone(tools: Path, wheels: Path, folder: Path, service: str) -> bool:
     except SetupError as error:
         print(f"{service}: {error}", file=sys.stderr)
         return False
-    command = [python, "-I", "-c", IMPORT_ALL, f"banyan_{service}"]
+    command = [str(python), "-I", "-c", IMPORT_ALL, f"banyan_{service}"]
     asked = subprocess.run(command, capture_output=True, text=True, check=False)
     said = (asked.stdout or asked.stderr).strip().splitlines()[-1]
     print(f"{service:11} {time.monotonic() - started:4.1f} s  {said}", flush=True)

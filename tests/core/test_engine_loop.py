@@ -313,6 +313,35 @@ def test_a_cancel_gives_back_what_is_held() -> None:
     assert bench.loop.num_used_blocks == 0
 
 
+def test_a_cancel_that_comes_with_the_end_of_the_step_leaves_nothing_held() -> None:
+    bench = Bench()
+    bench.feed(Submit(spec("a", PROMPT), hold=True))
+    bench.finish_step(Cancel(("a",)))
+    assert not bench.loop.is_held("a") and bench.loop.num_used_blocks == 0
+
+
+def test_an_import_leaves_a_block_for_each_that_runs() -> None:
+    bench = Bench(num_blocks=11)
+    bench.feed(Submit(spec("a", PROMPT, max_tokens=6), hold=False))
+    (refused,) = bench.feed(ImportWanted("import", hashes_of(tuple(range(20)))))
+    assert isinstance(refused, ImportRefused)
+    (ready,) = bench.feed(ImportWanted("import", hashes_of(tuple(range(16)))))
+    assert isinstance(ready, ImportReady)
+
+
+def test_imports_of_those_who_wait_go_before_anyone_is_preempted() -> None:
+    bench = Bench(num_blocks=8, limits=EngineLimits(max_running=1))
+    bench.feed(ImportWanted("import", hashes_of(tuple(range(8)))))
+    bench.feed(
+        ImportDone("import", hashes_of(tuple(range(8)))),
+        Submit(spec("a", PROMPT, max_tokens=10), hold=False),
+        Submit(spec("b", tuple(range(9))), hold=False, import_id="import"),
+    )
+    bench.run()
+    assert bench.figures("a").num_preemptions == 0
+    assert bench.output("b") == echoed(spec("b", tuple(range(9))))
+
+
 def test_pins_keep_cached_blocks_from_eviction() -> None:
     bench = Bench(num_blocks=8)
     bench.feed(Submit(spec("a", PROMPT, max_tokens=1), hold=False))

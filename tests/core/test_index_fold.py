@@ -165,6 +165,18 @@ def test_what_happens_between_chunks_counts_after_them() -> None:
     assert set(folded.fold.held("w")) == {H[0], H[2]} == folded.index.of("w")
 
 
+def test_news_lost_between_chunks_spoils_the_snapshot() -> None:
+    folded, w = Folded(), Producer("w")
+    folded.take(w.store(H[0]), w.store(H[1]))
+    content = tuple(w.held)
+    folded.take(w.chunk(content, 0, 2))
+    w.remove(H[1])  # lost
+    folded.take(w.chunk(content, 1, 2))
+    assert folded.fold.stale() == ("w",)
+    folded.take(*w.snapshot())
+    assert folded.index.of("w") == {H[0]}
+
+
 def test_a_healthy_snapshot_writes_all_again_without_a_hole() -> None:
     folded, w = Folded(), Producer("w")
     folded.take(w.store(H[0]))

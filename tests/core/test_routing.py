@@ -315,6 +315,24 @@ def test_shares_name_the_tokens_where_they_are_computed() -> None:
     assert blocks == {"p0": 0, "p1": 11, "d0": 21, "d1": 0}
 
 
+def test_one_token_adds_nothing_to_decode() -> None:
+    placer = Placer("router-0", PrefixCost(), seed=1)
+    decisions(placer, *full_mesh(), PlaceWanted(1, query(320, max_tokens=1), Holdings()))
+    decisions(placer, PlaceWanted(2, query(8, request_id="r2", max_tokens=1), Holdings()))
+    placed = {w.ref.worker_id: w.num_placed_sequences for w in placer.snapshot(0).workers}
+    assert placed == {"p0": 1, "p1": 0, "d0": 1, "d1": 0}
+
+
+def test_a_prefill_that_goes_on_is_not_counted_again() -> None:
+    placer = Placer("router-0", PrefixCost(), seed=1)
+    again = query(320, kept_prefill="p0", attempt=3)
+    decisions(placer, *full_mesh(), PlaceWanted(1, again, Holdings()))
+    tokens = {w.ref.worker_id: w.num_placed_tokens for w in placer.snapshot(0).workers}
+    placed = {w.ref.worker_id: w.num_placed_sequences for w in placer.snapshot(0).workers}
+    assert placed == {"p0": 0, "p1": 0, "d0": 1, "d1": 0}
+    assert set(tokens.values()) == {0}
+
+
 def test_equal_facts_give_equal_decisions() -> None:
     asks = [PlaceWanted(n, query(request_id=f"r{n}"), Holdings()) for n in range(20)]
     once, again = (

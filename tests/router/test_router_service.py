@@ -117,6 +117,21 @@ def test_a_worker_that_falls_silent_is_out_after_three_seconds() -> None:
     virtually(test)
 
 
+def test_a_watch_that_hangs_is_begun_again() -> None:
+    async def test(routed: Routed) -> None:
+        worker = await routed.worker("d0", Role.DECODE)
+        await routed.start()
+        await asyncio.sleep(10)
+        worker.is_mute = True
+        await asyncio.sleep(1.5)  # the running stream now says nothing for an hour
+        worker.is_mute = False
+        await asyncio.sleep(3)
+        assert await routed.live() == ["d0"]
+        assert worker.num_watches == 2
+
+    virtually(test)
+
+
 def test_a_partition_ends_liveness_and_its_end_brings_it_back() -> None:
     async def test(routed: Routed) -> None:
         await routed.worker("d0", Role.DECODE)

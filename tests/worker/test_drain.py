@@ -99,6 +99,22 @@ async def test_a_gateway_that_does_not_acknowledge_delays_the_end_by_a_bound() -
 
 
 @virtual
+async def test_a_stop_shortens_a_drain_that_is_under_way() -> None:
+    mesh = Mesh()
+    worker = await mesh.worker("d1", latency=SLOW)
+    gateway = mesh.gateway()
+    gateway.listen(worker)
+    await gateway.decode(worker, spec("a", PROMPT, max_tokens=150))
+    await drain(gateway, worker, 100 * NS_PER_S)
+    stopping = asyncio.create_task(worker.stop(0.5))
+    assert (await gateway.until("a")).finish is Finish.DRAINED
+    gateway.ack(worker, "a")
+    await stopping
+    assert clock().clock.now_ns() < NS_PER_S
+    await gateway.close()
+
+
+@virtual
 async def test_a_held_prefill_is_waited_for_within_the_grace() -> None:
     mesh = Mesh()
     pair = await mesh.pair()

@@ -117,6 +117,23 @@ async def test_a_cancel_frees_within_one_step() -> None:
     await mesh.stop()
 
 
+@pytest.mark.parametrize("after_us", range(5000, 5500, 50))
+def test_a_cancel_around_the_end_of_a_prefill_leaves_no_lease(after_us: int) -> None:
+    async def main() -> None:
+        mesh = Mesh()
+        pair = await mesh.pair()
+        await pair.gateway.prefill(pair.prefill, spec("r/0/1", PROMPT, sampling=GREEDY))
+        pair.gateway.cancel(pair.prefill, "r/0/1")
+        mesh.wires.set_delay(after_us * 1000, source="gateway*", target="p1")
+        await asyncio.sleep(1)
+        assert pair.prefill.engine.num_used_blocks == 0
+        assert len(pair.prefill.work.parts.leases) == 0
+        await pair.gateway.close()
+        await mesh.stop()
+
+    run_virtual(main)
+
+
 @virtual
 async def test_a_cancel_while_the_kv_is_fetched_leaves_no_reservation() -> None:
     mesh = Mesh()

@@ -65,6 +65,9 @@ class BlockManager:
     def num_used(self) -> int:
         return self.num_blocks - self.num_available
 
+    def is_held(self, name: str) -> bool:
+        return name in self._pins
+
     def pin_names(self) -> tuple[str, ...]:
         """Leases, export pins and imports that hold blocks now."""
         return (*self._pins, *self._imports)
@@ -169,10 +172,13 @@ class BlockManager:
 
     # ------------------------------------------------------------ imports
 
-    def reserve(self, name: str, hashes: Sequence[BlockHash]) -> dict[BlockHash, int] | None:
+    def reserve(
+        self, name: str, hashes: Sequence[BlockHash], headroom: int = 0
+    ) -> dict[BlockHash, int] | None:
         """Blocks to write foreign content into; what is here is kept meanwhile.
 
-        Returns the block for each hash that is absent, None when there is no room.
+        Returns the block for each hash that is absent, None when that would leave fewer than
+        `headroom` blocks to others.
         """
         if name in self._imports:
             raise ValueError(f"import {name!r} is already under way")
@@ -180,7 +186,8 @@ class BlockManager:
         kept = [self._by_hash[h] for h in wanted if h in self._by_hash]
         absent = [h for h in wanted if h not in self._by_hash]
         self.take(kept)
-        allocated = self.allocate(len(absent))
+        fits = self.num_available >= len(absent) + headroom
+        allocated = self.allocate(len(absent)) if fits else None
         if allocated is None:
             self.give_back(kept)
             return None

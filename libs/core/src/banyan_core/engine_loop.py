@@ -82,6 +82,10 @@ class EngineLoop:
         """Leases, pins and imports that hold blocks now."""
         return self._blocks.pin_names()
 
+    def is_held(self, lease_id: str) -> bool:
+        """Whether blocks are held under this lease or pin."""
+        return self._blocks.is_held(lease_id)
+
     def block_of(self, block_hash: BlockHash) -> int | None:
         """Where this content lies, if it is here."""
         return self._blocks.block_of(block_hash)
@@ -316,7 +320,8 @@ class EngineLoop:
     # ------------------------------------------------------------ blocks
 
     def _import_wanted(self, fact: ImportWanted) -> None:
-        reserved = self._blocks.reserve(fact.import_id, fact.hashes)
+        headroom = len(self._scheduler.running)
+        reserved = self._blocks.reserve(fact.import_id, fact.hashes, headroom)
         if reserved is None:
             reason = f"{len(fact.hashes)} blocks wanted, {self._blocks.num_available} available"
             self._commands.append(ImportRefused(fact.import_id, reason))

@@ -21,7 +21,7 @@ from banyan_core.types import NS_PER_S, BlockHash
 
 SILENCE_NS = 60 * NS_PER_S
 QUIET_BUS_NS = 30 * NS_PER_S
-"""Longer than any producer's pause between snapshots: past it the bus itself was away."""
+"""In a healthy mesh the folding store alone speaks every 10 s: past this the bus was away."""
 MAX_DELTAS = 10_000
 """Changes kept while a snapshot's chunks come in; past it the snapshot is given up."""
 

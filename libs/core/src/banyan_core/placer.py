@@ -84,9 +84,11 @@ def _shares(view: RoutingView, routed: Routed) -> tuple[Share, ...]:
     placement = routed.outcome
     if not isinstance(placement, Placement):
         return ()
-    refs = [placement.decode]
+    refs = []
     if placement.prefill is not None and not view.query.kept_prefill:
         refs.append(placement.prefill)
+    if not refs or view.query.max_tokens != 1:  # a lone token is sampled by prefill
+        refs.append(placement.decode)
     shares = []
     for ref in refs:
         worker = view.cluster.worker(ref.worker_id)

@@ -113,6 +113,8 @@ class Scheduler:
             if block_ids is not None:
                 sequence.block_table += block_ids
                 continue
+            if self._drop_last_import():
+                continue
             victim = max(self.running, key=_order)
             self._preempt(victim)
             if victim is sequence:
@@ -133,9 +135,8 @@ class Scheduler:
         table = self._table_for(sequence)
         if table is None and not self.running:
             # Blocks imported for others that wait must not keep the engine idle.
-            for other in self.waiting[1:]:
-                self._drop_import(other)
-            table = self._table_for(sequence)
+            while table is None and self._drop_last_import(keep=sequence):
+                table = self._table_for(sequence)
         if table is None:
             return False
         self.waiting.remove(sequence)
@@ -158,6 +159,14 @@ class Scheduler:
             return None
         sequence.num_computed = len(cached) * self._blocks.block_size
         return cached + fresh
+
+    def _drop_last_import(self, keep: Sequence | None = None) -> bool:
+        """Let the last who waits lose the hold on its imported blocks; False when none has one."""
+        for sequence in reversed(self.waiting):
+            if sequence.import_id and sequence is not keep:
+                self._drop_import(sequence)
+                return True
+        return False
 
     def _drop_import(self, sequence: Sequence) -> None:
         if sequence.import_id:

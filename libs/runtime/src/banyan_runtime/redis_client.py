@@ -13,6 +13,7 @@ from redis.exceptions import RedisError
 
 T = TypeVar("T")
 
+_CANCEL_AGAIN_S = 0.01
 UNREACHABLE = (RedisError, OSError, TimeoutError)
 
 
@@ -31,16 +32,17 @@ def connect(url: str, timeout_s: float) -> Redis:
 
 
 async def call(command: Awaitable[T]) -> T:
-    """Await a command of the client, and be cancelled when the task was.
+    """Await a command of the client, and be cancelled when the task is.
 
     The client writes under `asyncio.wait_for`, which before Python 3.12 drops a cancel that comes
-    in the same turn as the write's end. A reader that was stopped would go on for ever.
+    in the same turn as the write's end: a reader that was stopped would go on for ever. So the
+    command has a task of its own, which is cancelled until it ends.
     """
-    task = asyncio.current_task()
-    assert task is not None, "commands are awaited in tasks"
-    num_cancels = task.cancelling()
+    running = asyncio.ensure_future(command)
     try:
-        return await command
+        await asyncio.wait((running,))
     finally:
-        if task.cancelling() > num_cancels:
-            raise asyncio.CancelledError
+        while not running.done():
+            running.cancel()
+            await asyncio.wait((running,), timeout=_CANCEL_AGAIN_S)
+    return running.result()

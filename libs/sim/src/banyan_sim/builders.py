@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from prometheus_client import CollectorRegistry
@@ -15,6 +15,7 @@ from banyan_core.hashing import derive
 from banyan_core.journey import JourneyLimits
 from banyan_core.policies.routing import PrefixCost
 from banyan_core.policies.routing_view import RoutingPolicy
+from banyan_core.runner import Runner
 from banyan_core.scaling_config import ScalingConfig
 from banyan_core.slo import SloTable
 from banyan_core.types import ModelCard, Role, WorkerRef
@@ -50,6 +51,7 @@ class Shared:
     block_size: int = 16
     num_blocks: int = 256
     latency: EchoLatency = field(default_factory=EchoLatency)
+    runner: Callable[[int, int, EchoLatency], Runner] = EchoRunner
     policy: RoutingPolicy = field(default_factory=PrefixCost)
     worker: WorkerOptions = field(default_factory=WorkerOptions)
     journey: JourneyLimits = field(default_factory=JourneyLimits)
@@ -170,7 +172,7 @@ def worker(site: Site) -> WorkerService:
     return WorkerService(
         WorkerRef(site.host_id, site.clock.unix_ns(), site.address, role),
         shared.card,
-        EchoRunner(shared.num_blocks, shared.block_size, shared.latency),
+        shared.runner(shared.num_blocks, shared.block_size, shared.latency),
         site.network,
         site.bus,
         site.directory,

@@ -79,6 +79,7 @@ class WorkerService:
         self._server: Server | None = None
         self._draining: asyncio.Task[None] | None = None
         self._drained = asyncio.Event()
+        self._drain_until_ns = 0
         self._stopping = False
         self._on_drained = on_drained
         self.work = Work(clock, self._tasks, logger)
@@ -131,15 +132,20 @@ class WorkerService:
     # ------------------------------------------------------------ drain and stop
 
     def _start_drain(self, grace_ns: int) -> None:
-        if self._draining is None:
-            self._draining = self._tasks.spawn_brief("drain", self._drain(grace_ns / NS_PER_S))
-
-    async def _drain(self, grace_s: float) -> None:
-        """Refuse new work; after the grace end what runs; wait until the ends have arrived."""
-        self._logger.info("draining", extra={"grace_s": grace_s})
+        """Begin a drain, or shorten the one that is under way."""
+        until_ns = self._clock.now_ns() + grace_ns
+        if self._draining is not None:
+            self._drain_until_ns = min(self._drain_until_ns, until_ns)
+            return
+        self._logger.info("draining", extra={"grace_s": grace_ns / NS_PER_S})
+        self._drain_until_ns = until_ns
         self.work.draining = True
         self.work.parts.board.changed()
-        if not await self._becomes_idle(grace_s):
+        self._draining = self._tasks.spawn_brief("drain", self._drain())
+
+    async def _drain(self) -> None:
+        """After the grace end what runs; wait until the ends have arrived."""
+        if not await self._becomes_idle():
             self.work.drain_now()
         outbox = self.work.parts.streams.outbox
         until_ns = self._clock.now_ns() + round(self._options.deliver_s * NS_PER_S)
@@ -151,16 +157,16 @@ class WorkerService:
         if self._on_drained is not None and not self._stopping:
             self._on_drained()
 
-    async def _becomes_idle(self, grace_s: float) -> bool:
-        until_ns = self._clock.now_ns() + round(grace_s * NS_PER_S)
+    async def _becomes_idle(self) -> bool:
+        """False when the grace, which may shrink meanwhile, is over before."""
         while not self.work.idle:
-            if self._clock.now_ns() >= until_ns:
+            if self._clock.now_ns() >= self._drain_until_ns:
                 return False
             await asyncio.sleep(_POLL_S)
         return True
 
     async def stop(self, grace_s: float) -> None:
-        """Drain, then end everything. Also ends a drain that is under way within the grace."""
+        """Drain, then end everything. A drain that is under way ends within this grace, too."""
         self._stopping = True
         self._start_drain(round(grace_s * NS_PER_S))
         try:

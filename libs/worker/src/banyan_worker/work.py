@@ -233,8 +233,7 @@ class Work:
             case Report():
                 self._on_report(command)
             case Held():
-                parts.exporter.held(command.lease_id, command.output_token_ids)
-                parts.leases.grant(command.lease_id)
+                self._on_held(command)
             case BlocksFilled():
                 parts.pages.blocks_filled(command.hashes, command.block_ids)
                 parts.events.blocks_filled(command.hashes)
@@ -244,6 +243,13 @@ class Work:
                 parts.events.blocks_evicted(command.hashes)
             case _:
                 raise AssertionError(f"{type(command).__name__} is the step loop's own")
+
+    def _on_held(self, command: Held) -> None:
+        if self.parts.steps.engine.is_held(command.lease_id):
+            self.parts.exporter.held(command.lease_id, command.output_token_ids)
+            self.parts.leases.grant(command.lease_id)
+        else:
+            self._drop_lease(command.lease_id)  # cancelled in the very step that completed it
 
     def _on_report(self, command: Report) -> None:
         self.parts.streams.add(command.step, command.sequences)

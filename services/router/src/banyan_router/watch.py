@@ -68,7 +68,8 @@ class WorkerWatch:
         try:
             while address in self._listed:
                 broke = await self._watch(address)
-                self._logger.info("watch broke", extra={"address": address, "why": broke.why})
+                if broke.heard or backoff_s == FIRST_BACKOFF_S:  # not at every try of a dead one
+                    self._logger.info("watch broke", extra={"address": address, "why": broke.why})
                 await asyncio.sleep(FIRST_BACKOFF_S if broke.heard else backoff_s)
                 backoff_s = FIRST_BACKOFF_S if broke.heard else min(2 * backoff_s, MAX_BACKOFF_S)
         finally:
