@@ -39,8 +39,9 @@ class Driven:
         return found
 
     def bring_up(self) -> None:
-        while started := starts(self.tell()):
-            self.tell(*(p.BecameReady(name) for name in started))
+        started = starts(self.tell())
+        while started:
+            started = starts(self.tell(*(p.BecameReady(name) for name in started)))
 
 
 def starts(commands: Sequence[p.Command]) -> list[str]:
@@ -145,6 +146,14 @@ def test_name_of_a_draining_worker_is_not_given_again(up: Driven) -> None:
     up.tell(p.BecameReady("decode-1"))
     up.tell(p.Wished({"decode": 1}))
     assert starts(up.tell(p.Wished({"decode": 2}))) == ["decode-2"]
+
+
+def test_wish_waits_until_the_mesh_is_up() -> None:
+    driven = Driven()
+    driven.tell(p.Wished({"decode": 2}))
+    driven.tell(p.BecameReady("valkey"))
+    last = driven.tell(*(p.BecameReady(name) for name in starts(driven.done)))
+    assert starts(last) == ["decode-1"]
 
 
 def test_wishes_are_bounded(up: Driven) -> None:

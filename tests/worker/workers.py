@@ -31,7 +31,7 @@ from banyan_runtime.memory_network import MemoryNetwork
 from banyan_runtime.virtual_loop import VirtualLoop, run_virtual
 from banyan_worker.options import WorkerOptions
 from banyan_worker.service import WorkerService
-from banyan_worker.step_loop import InlineExecutor
+from banyan_worker.step_loop import InlineExecutor, StepExecutor
 
 LEASE_NS = 10 * NS_PER_S
 LATENCY = EchoLatency(base_ns=1_000_000, token_ns=100_000, sequence_ns=0)
@@ -74,6 +74,7 @@ class Mesh:
         num_blocks: int = 64,
         options: WorkerOptions | None = None,
         latency: EchoLatency = LATENCY,
+        executor: StepExecutor | None = None,
     ) -> WorkerService:
         runner = EchoRunner(num_blocks, BLOCK_SIZE, latency)
         role = Role.PREFILL if worker_id.startswith("p") else Role.DECODE
@@ -86,7 +87,7 @@ class Mesh:
             MemoryBus(self.broker),
             self.directory,
             clock().clock,
-            InlineExecutor(),
+            executor or InlineExecutor(),
             options or WorkerOptions(),
             logger=self.logger,
         )

@@ -152,6 +152,7 @@ class Plan:
         for service, count in counts.items():
             for index in range(count):
                 self._add(service, index)
+        self._wish: dict[str, int] = {}
         self._stopping = False
         self._was_up = False
         self._exit_code = 0
@@ -172,12 +173,13 @@ class Plan:
                 case Exited():
                     self._on_exit(now, fact)
                 case Wished(replicas):
-                    self._on_wish(now, replicas)
+                    self._wish = dict(replicas)
                 case StopAsked():
                     self._on_stop()
         if self._stopping:
             self._stop_stage(now)
         else:
+            self._fulfil_wish(now)
             self._start_due(now)
         self._enforce_timeouts(now)
         return Stepped(self._commands, self._next_wake())
@@ -220,13 +222,13 @@ class Plan:
             again = f"starting it again in {wait / NS_PER_S:g} s"
             self._say(f"{exited.name} {how}{words}; {again}", trouble=True)
 
-    def _on_wish(self, now: int, replicas: Mapping[str, int]) -> None:
-        if self._stopping or not self._was_up:
-            return
-        for service in SCALABLE:
-            if service in replicas:
-                wanted = min(max(replicas[service], 0), MAX_REPLICAS)
-                self._scale(now, service, wanted)
+    def _fulfil_wish(self, now: int) -> None:
+        """The last wish, once the mesh is up: before, it would be about what is not there yet."""
+        if self._was_up:
+            for service in SCALABLE:
+                if service in self._wish:
+                    self._scale(now, service, min(max(self._wish[service], 0), MAX_REPLICAS))
+            self._wish = {}
 
     def _scale(self, now: int, service: str, wanted: int) -> None:
         there = [p for p in self._processes.values() if p.service == service and p.listed]

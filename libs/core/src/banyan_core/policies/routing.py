@@ -184,8 +184,9 @@ class _Placing:
     def _select(self, role: Role, pool: Sequence[WorkerView], profile: Profile) -> WorkerView:
         """Score `pool`, note every worker as a candidate, pick one. `pool` is not empty."""
         totals: list[float] = []
+        pooled = {worker.ref.worker_id for worker in pool}
         for worker in self._view.cluster.workers:
-            if worker not in pool:
+            if worker.ref.worker_id not in pooled:
                 reason = self._reasons[worker.ref.worker_id] or f"its role is {worker.ref.role}"
                 self._candidates.append(Candidate(worker.ref.worker_id, role, reason))
                 continue

@@ -1,0 +1,85 @@
+"""How processes are started: their settings, their share of the machine, their ports."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+
+import pytest
+
+from banyan_cli.errors import CommandError
+from banyan_cli.launch import KV_MEMORY_BYTES, Launcher
+from banyan_cli.options import HOST, MeshOptions, Ports, RunnerKind, check_options
+from banyan_cli.state import StateFolder
+
+POLICIES = Path(__file__).parents[2] / "infra" / "policies.toml"
+
+
+def launcher(folder: Path, **changes: int) -> Launcher:
+    options = MeshOptions(policies=POLICIES, runner=RunnerKind.ECHO, port=0, **changes)
+    return Launcher(options, StateFolder(folder))
+
+
+@pytest.mark.parametrize(
+    ("num_cores", "num_workers", "num_threads"), [(2, 2, 1), (8, 2, 4), (8, 3, 2), (2, 4, 1)]
+)
+def test_cores_and_kv_memory_are_split_between_workers(
+    tmp_path: Path, num_cores: int, num_workers: int, num_threads: int
+) -> None:
+    mesh = launcher(tmp_path, num_decode=num_workers - 1, num_cores=num_cores)
+    env = mesh.environment("decode-0", "decode", {})
+    assert env["OMP_NUM_THREADS"] == str(num_threads)
+    assert env["OMP_WAIT_POLICY"] == "passive"
+    assert int(env["BANYAN_DECODE_KV_BYTES"]) * num_workers <= KV_MEMORY_BYTES
+
+
+def test_process_keeps_its_ports_and_no_two_share_one(tmp_path: Path) -> None:
+    mesh = launcher(tmp_path)
+    names = ("gateway", "router", "prefill-0", "prefill-1")
+    first = [mesh.addresses(name) for name in names]
+    assert [mesh.addresses(name) for name in names] == first
+    listed = [address for both in first for address in (both.main, both.metrics)]
+    assert len(set(listed)) == len(listed)
+
+
+def test_taken_port_is_not_handed_out() -> None:
+    expected = Ports().take()
+    with socket.socket() as taken:
+        taken.bind((HOST, expected))
+        assert Ports().take() != expected
+
+
+def test_settings_from_outside_win(tmp_path: Path) -> None:
+    mesh = launcher(tmp_path)
+    env = mesh.environment("router", "router", {"BANYAN_ROUTER_SEED": "7", "BANYAN_POLICIES": "x"})
+    assert (env["BANYAN_ROUTER_SEED"], env["BANYAN_POLICIES"]) == ("7", "x")
+    assert env["BANYAN_ROUTER_ID"] == "router"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_decode": 0}, "--decode is 0: expected 1 to 16."),
+        ({"num_prefill": 17}, "--prefill is 17: expected 0 to 16."),
+        ({"num_routers": 0}, "--routers is 0: expected 1 to 4."),
+        ({"policies": Path("/nowhere")}, "The policy file /nowhere does not exist."),
+        ({"runner": RunnerKind.TORCH}, "The torch runner needs a model"),
+        (
+            {"runner": RunnerKind.TORCH, "model": Path("/nowhere")},
+            "The model folder /nowhere does not exist.",
+        ),
+        (
+            {"runner": RunnerKind.TORCH, "model": POLICIES.parent},
+            "has no config.json: expected one in Hugging Face layout.",
+        ),
+    ],
+)
+def test_what_cannot_work_is_refused_in_a_sentence(
+    changes: dict[str, object], sentence: str
+) -> None:
+    good: dict[str, object] = {"policies": POLICIES, "runner": RunnerKind.ECHO, "port": 0}
+    check_options(MeshOptions(**good))  # type: ignore[arg-type]  # fields by name
+    with pytest.raises(CommandError) as refused:
+        check_options(MeshOptions(**{**good, **changes}))  # type: ignore[arg-type]  # as above
+    assert sentence in str(refused.value)
+    assert refused.value.exit_code == 2
