@@ -15,8 +15,14 @@ from banyan_cli.state import StateFolder
 POLICIES = Path(__file__).parents[2] / "infra" / "policies.toml"
 
 
-def launcher(folder: Path, **changes: int) -> Launcher:
-    options = MeshOptions(policies=POLICIES, runner=RunnerKind.ECHO, port=0, **changes)
+def launcher(folder: Path, num_decode: int = 1, num_cores: int = 2) -> Launcher:
+    options = MeshOptions(
+        policies=POLICIES,
+        runner=RunnerKind.ECHO,
+        port=0,
+        num_decode=num_decode,
+        num_cores=num_cores,
+    )
     return Launcher(options, StateFolder(folder))
 
 

@@ -113,9 +113,9 @@ def check_restart(mesh: Mesh) -> None:
     assert "decode-0 was killed by signal 9; starting it again in 0.25 s" in mesh.log()
     assert mesh.pid("decode-0") not in (0, before)
     assert address_of(mesh, "decode-0") == address
-    client = httpx2.Client(base_url=mesh.state().gateway_url, trust_env=False)
     body = {"model": "echo", "prompt": QUESTION, "max_tokens": 12, "temperature": 0}
-    answer = client.post("/v1/completions", json=body, timeout=PATIENCE_S)
+    with httpx2.Client(base_url=mesh.state().gateway_url, trust_env=False) as client:
+        answer = client.post("/v1/completions", json=body, timeout=PATIENCE_S)
     assert answer.json()["choices"][0]["text"] == QUESTION[:12]
 
 

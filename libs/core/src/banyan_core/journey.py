@@ -11,10 +11,11 @@ go on at the next index. A worker's stale attempt is recognised by its sequence 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from banyan_core.choice import Choice, Leg, Phase, Verb
-from banyan_core.hashing import derive
+from banyan_core.journey_asks import place_query, sequence_spec
+from banyan_core.journey_books import Books
 from banyan_core.journey_messages import (
     Accepted,
     AckEnd,
@@ -23,7 +24,6 @@ from banyan_core.journey_messages import (
     EndChoice,
     EndRequest,
     JourneyCommand,
-    LegRecord,
     NotPlaced,
     Place,
     Placed,
@@ -36,12 +36,10 @@ from banyan_core.ledger import Ledger, Stage
 from banyan_core.types import (
     NS_PER_MS,
     NS_PER_S,
-    Decision,
     Finish,
     LeasedKv,
     Outcome,
     Placement,
-    PlaceQuery,
     Refusal,
     SequenceFigures,
     SequenceReport,
@@ -52,7 +50,6 @@ from banyan_core.types import (
 FIRST_BACKOFF_NS = 20 * NS_PER_MS
 LONGEST_BACKOFF_NS = NS_PER_S
 AVOID_LOST_NS = 250 * NS_PER_MS
-MAX_KEPT_DECISIONS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +77,10 @@ class Journey:
         self.accepted = accepted
         self.ended = False
         self.booked_wake: int | None = None  # the owner's note, see `Journeys`
-        self.num_recoveries = 0
-        self.num_cached_tokens: int | None = None
         self._gateway = (gateway_id, gateway_epoch)
         self._limits = limits
         self._emit = emit
-        self.ledger = Ledger(since=accepted.received_ns)
-        self.decisions: list[Decision] = []
-        self._ttft_ns: int | None = None
-        self._itl_ns: list[int] = []
+        self._books = Books(accepted, Ledger(since=accepted.received_ns))
         self.choices = [Choice(index) for index in range(accepted.num_choices)]
         self._place(now, self.choices[0])
 
@@ -97,20 +89,7 @@ class Journey:
     def _place(self, now: int, choice: Choice, kept_prefill: str = "") -> None:
         choice.phase = Phase.PLACING
         self._move(choice, Stage.PLACE, now)
-        accepted = self.accepted
-        query = PlaceQuery(
-            request_id=accepted.request_id,
-            choice=choice.index,
-            attempt=choice.next_attempt(),
-            card_digest=accepted.card_digest,
-            block_hashes=accepted.block_hashes,
-            num_prompt_tokens=len(accepted.prompt_token_ids),
-            num_output_tokens=len(choice.tokens),
-            max_tokens=accepted.sampling.max_tokens - len(choice.tokens),
-            priority=accepted.priority,
-            excluded=choice.avoided(now),
-            kept_prefill=kept_prefill,
-        )
+        query = place_query(self.accepted, choice, now, kept_prefill)
         self._emit(Place(query))
 
     def placed(self, now: int, fact: Placed) -> None:
@@ -118,7 +97,7 @@ class Journey:
         choice = self.choices[fact.choice]
         if choice.phase is not Phase.PLACING or choice.num_attempts != fact.attempt:
             return
-        self._keep(fact.decision)
+        self._books.keep(fact.decision)
         choice.waiting_since = None
         self._dispatch(now, choice, fact.placement)
 
@@ -127,7 +106,7 @@ class Journey:
         if choice.phase is not Phase.PLACING or choice.num_attempts != fact.attempt:
             return
         if fact.decision is not None:
-            self._keep(fact.decision)
+            self._books.keep(fact.decision)
         if choice.waiting_since is None:
             choice.waiting_since = now
         if now - choice.waiting_since >= self._limits.queue_timeout_ns:
@@ -177,20 +156,7 @@ class Journey:
         return leg
 
     def _spec(self, now: int, choice: Choice, leg: Leg) -> SequenceSpec:
-        accepted = self.accepted
-        deadline = accepted.deadline_ns
-        return SequenceSpec(
-            sequence_id=leg.sequence_id,
-            gateway_id=self._gateway[0],
-            gateway_epoch=self._gateway[1],
-            card_digest=accepted.card_digest,
-            prompt_token_ids=accepted.prompt_token_ids,
-            output_token_ids=tuple(token.token_id for token in choice.tokens),
-            sampling=replace(accepted.sampling, seed=derive(accepted.sampling.seed, choice.index)),
-            salt=accepted.salt,
-            priority=accepted.priority,
-            remaining_ns=0 if deadline is None else max(1, deadline - now),
-        )
+        return sequence_spec(self.accepted, self._gateway, choice, leg.sequence_id, now)
 
     # ------------------------------------------------------------ news from workers
 
@@ -202,7 +168,7 @@ class Journey:
             return
         leg.admitted_ns = now
         awaited = leg.verb is Verb.PREFILL or choice.live(Verb.PREFILL) is None
-        if awaited and self.ledger.stage is Stage.DISPATCH:
+        if awaited and self._books.ledger.stage is Stage.DISPATCH:
             self._move(choice, Stage.PREFILL, now)
 
     def refused(
@@ -241,12 +207,8 @@ class Journey:
     def _deliver(self, now: int, choice: Choice, leg: Leg) -> None:
         """Book the time of fresh tokens, and let the next choices begin."""
         choice.num_failures = 0
-        if self._ttft_ns is None:
-            self._ttft_ns = now - self.accepted.received_ns
-        if choice.last_token_ns is not None:
-            self._itl_ns.append(now - choice.last_token_ns)
-        choice.last_token_ns = now
-        stage = self.ledger.stage
+        self._books.token_written(now, choice)
+        stage = self._books.ledger.stage
         # Without figures a decode worker only passes on the token that it got with the KV.
         if leg.verb is Verb.DECODE and leg.figures is not None:
             self._release_lease(choice)
@@ -265,22 +227,20 @@ class Journey:
     def _note_figures(
         self, choice: Choice, leg: Leg, report: SequenceReport, figures: SequenceFigures
     ) -> None:
-        """Cached = prompt tokens that no engine step computed, whichever worker's it was.
+        """Book a worker's figures, and what they betray.
 
         A decode worker that sampled the first token itself, before the prefill worker said it,
         found the pull broken: that is a loss, seen earlier than the dead stream shows it.
         """
         if choice.index == 0:
-            known = self.num_cached_tokens
-            cached = figures.num_cached_tokens
-            self.num_cached_tokens = cached if known is None else min(known, cached)
+            self._books.count_cached(figures.num_cached_tokens)
             if leg.verb is Verb.PREFILL and report.first_index < len(choice.tokens):
-                self.ledger.explain_prefill(figures)
+                self._books.ledger.explain_prefill(figures)
         prefill = choice.live(Verb.PREFILL)
         sampled_first = report.tokens and report.first_index == leg.first_index
         if leg.verb is Verb.DECODE and sampled_first and prefill and not prefill.overtaken:
             prefill.overtaken = True
-            self.num_recoveries += 1
+            self._books.num_recoveries += 1
 
     def _leg_ended(self, now: int, choice: Choice, leg: Leg, report: SequenceReport) -> None:
         finish = report.finish
@@ -320,7 +280,7 @@ class Journey:
         """A running leg is gone or useless."""
         leg.running, leg.leased, leg.end = False, False, reason
         self._emit(CancelSequence(leg.worker.worker_id, leg.sequence_id))
-        self.num_recoveries += not leg.overtaken
+        self._books.num_recoveries += not leg.overtaken
         if not self._limits.recover:
             self._end(now, Outcome.FAILED, f"worker lost: {reason}", True)
             return
@@ -376,7 +336,7 @@ class Journey:
         self._abandon_legs(choice, "the choice ended")
         choice.phase, choice.finish = Phase.ENDED, finish
         if choice.index == 0:
-            self.ledger.move(Stage.OTHER_CHOICES, now, figures)
+            self._books.ledger.move(Stage.OTHER_CHOICES, now, figures)
             self._start_held(now)
         self._emit(EndChoice(self.accepted.request_id, choice.index, finish))
         if all(other.phase is Phase.ENDED for other in self.choices):
@@ -406,7 +366,7 @@ class Journey:
 
     def _give_up(self, now: int, reason: str, refusal: Refusal | None) -> None:
         """Shed if the client has nothing yet, failed if an answer breaks off."""
-        outcome = Outcome.SHED if self._ttft_ns is None else Outcome.FAILED
+        outcome = Outcome.SHED if self._books.ttft_ns is None else Outcome.FAILED
         retry_after_ns = NS_PER_S if refusal is None else refusal.retry_after_ns
         self._end(now, outcome, reason, True, max(retry_after_ns, NS_PER_S))
 
@@ -419,44 +379,15 @@ class Journey:
         for choice in self.choices:
             self._abandon_legs(choice, outcome.value)
         figures = next((leg.figures for leg in reversed(self.choices[0].legs) if leg.figures), None)
-        self.ledger.move(Stage.OTHER_CHOICES, now, figures)
+        self._books.ledger.move(Stage.OTHER_CHOICES, now, figures)
         self._emit(EndRequest(self.record(now, outcome, reason), retryable, retry_after_ns))
 
     def record(self, now: int, outcome: Outcome, reason: str) -> RequestRecord:
-        """Everything about this request that may be kept: no text, no token ids."""
-        accepted = self.accepted
-        return RequestRecord(
-            request_id=accepted.request_id,
-            tenant=accepted.tenant,
-            model=accepted.model,
-            outcome=outcome,
-            reason=reason,
-            num_prompt_tokens=len(accepted.prompt_token_ids),
-            num_cached_tokens=self.num_cached_tokens or 0,
-            num_output_tokens=sum(len(choice.tokens) for choice in self.choices),
-            ttft_ns=self._ttft_ns,
-            e2e_ns=now - accepted.received_ns,
-            itl_ns=tuple(self._itl_ns),
-            num_recoveries=self.num_recoveries,
-            ledger=self.ledger.entries(),
-            decisions=tuple(self.decisions),
-            legs=tuple(
-                LegRecord(leg.sequence_id, leg.worker.worker_id, leg.verb.value, leg.end)
-                for choice in self.choices
-                for leg in choice.legs
-            ),
-            finish_reasons=tuple(
-                choice.finish.value if choice.finish else "" for choice in self.choices
-            ),
-        )
-
-    def _keep(self, decision: Decision) -> None:
-        if len(self.decisions) < MAX_KEPT_DECISIONS:
-            self.decisions.append(decision)
+        return self._books.record(now, self.choices, outcome, reason)
 
     def _move(self, choice: Choice, stage: Stage, now: int, leg: Leg | None = None) -> None:
         """The ledger follows the first choice; the others run beside it."""
         if choice.index == 0 and choice.phase is not Phase.ENDED:
             last = leg or next((leg for leg in reversed(choice.legs) if leg.figures), None)
             asked_ns = None if leg is None else leg.sent_ns
-            self.ledger.move(stage, now, last.figures if last else None, asked_ns)
+            self._books.ledger.move(stage, now, last.figures if last else None, asked_ns)

@@ -1,0 +1,91 @@
+"""How a worker process starts, and how it refuses to."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from banyan_core.types import Role
+from banyan_worker.main import run
+
+GOOD = {
+    "BANYAN_DECODE_ID": "d0",
+    "BANYAN_DECODE_ADDRESS": "127.0.0.1:0",
+    "BANYAN_DECODE_METRICS_ADDRESS": "127.0.0.1:0",
+    "BANYAN_DECODE_RUNNER": "echo",
+    "BANYAN_DIRECTORY": "static:kvstore=127.0.0.1:2",
+    "BANYAN_BUS_URL": "redis://127.0.0.1:1",
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"BANYAN_DECODE_ID": None}, "BANYAN_DECODE_ID is not set: expected text."),
+        (
+            {"BANYAN_DECODE_RUNNER": "gpu"},
+            "BANYAN_DECODE_RUNNER=gpu: expected one of torch, echo.",
+        ),
+        (
+            {"BANYAN_DECODE_RUNNER": "torch"},
+            "BANYAN_DECODE_MODEL is not set: expected the folder of a model.",
+        ),
+        (
+            {"BANYAN_DECODE_RUNNER": "torch", "BANYAN_DECODE_MODEL": "/nowhere"},
+            "BANYAN_DECODE_MODEL=/nowhere: model folder /nowhere does not exist: check the path.",
+        ),
+        (
+            {"BANYAN_DECODE_MAX_RUNNING": "600"},
+            "BANYAN_DECODE_MAX_RUNNING: max_running: expected 1 to max_step_tokens (512), got 600.",
+        ),
+        (
+            {"BANYAN_DECODE_NUM_BLOCKS": "0"},
+            "BANYAN_DECODE_BLOCK_SIZE=16, BANYAN_DECODE_NUM_BLOCKS=0: expected 1 or more of each.",
+        ),
+        (
+            {"BANYAN_DECODE_GRACE_S": "-1"},
+            "BANYAN_DECODE_GRACE_S=-1.0: expected 0 or more seconds.",
+        ),
+        ({"BANYAN_DECODE_RUNER": "x"}, "BANYAN_DECODE_RUNER is not a setting: "),
+        ({"BANYAN_POLICIES": "/nowhere"}, "/nowhere: expected a readable policies file"),
+        ({"BANYAN_DIRECTORY": "guess"}, "BANYAN_DIRECTORY: "),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence_and_exit_code_2(
+    changes: dict[str, str | None], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    env = {key: value for key, value in (GOOD | changes).items() if value is not None}
+    assert run(Role.DECODE, env) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(sentence) and said.count("\n") == 1
+
+
+def test_a_worker_runs_without_torch_and_drains_on_sigterm() -> None:
+    code = "import sys; sys.modules['torch'] = None; from banyan_decode.main import main; main()"
+    path = os.environ["PATH"]
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=GOOD | {"PATH": path}, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stderr is not None
+        assert "worker serves" in process.stderr.readline()
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(20) == 0, rest
+        assert "draining" in rest
+
+
+def test_without_torch_the_torch_runner_is_refused_with_the_remedy(tmp_path: Path) -> None:
+    code = "import sys; sys.modules['torch'] = None; from banyan_prefill.main import main; main()"
+    env = {key.replace("DECODE", "PREFILL"): value for key, value in GOOD.items()}
+    env |= {"BANYAN_PREFILL_RUNNER": "torch", "BANYAN_PREFILL_MODEL": str(tmp_path)}
+    env |= {"PATH": os.environ["PATH"]}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith("BANYAN_PREFILL_RUNNER=torch needs torch: install the service")
