@@ -143,8 +143,11 @@ def test_killed_supervisor_takes_its_children_with_it(mesh: Mesh) -> None:
 
 def test_second_mesh_in_one_folder_is_refused(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path)
-    with folder.claim():
+    claimed = folder.claim()
+    try:
         refused = banyan("up", "--runner=echo", f"--state-dir={tmp_path}")
+    finally:
+        os.close(claimed)
     assert refused.returncode == 2
     assert refused.stderr.startswith(f"banyan: A mesh already runs from {tmp_path}")
 

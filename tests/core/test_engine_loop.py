@@ -361,25 +361,37 @@ def test_pins_keep_cached_blocks_from_eviction() -> None:
     assert hashes[4] in gone
 
 
-def imported(source: Bench, target: Bench, prompt: tuple[int, ...], num: int) -> str:
-    """Move the first `num` full blocks of a prompt; what was reserved beyond is given back."""
-    hashes = hashes_of(prompt)
-    (ready,) = target.feed(ImportWanted("import", hashes))
-    assert isinstance(ready, ImportReady)
+def imported(
+    source: Bench, target: Bench, prompt: tuple[int, ...], num: int, import_id: str = "import"
+) -> str:
+    """Move the first `num` absent blocks of a prompt; what was reserved beyond is given back.
+
+    Returns the import's id, empty when it was refused.
+    """
+    commands = target.feed(ImportWanted(import_id, hashes_of(prompt)))
+    ready = next((one for one in commands if isinstance(one, ImportReady)), None)
+    if ready is None:
+        return ""
     for block_hash, block_id in zip(ready.hashes[:num], ready.block_ids[:num], strict=True):
         origin = source.loop.block_of(block_hash)
         assert origin is not None
         for layer in range(2):
             target.runner.import_page(block_id, layer, source.runner.export_page(origin, layer))
-    target.feed(ImportDone("import", ready.hashes[:num]))
-    return "import"
+    target.feed(ImportDone(import_id, ready.hashes[:num]))
+    return import_id
+
+
+def engine_with(prompt: tuple[int, ...]) -> Bench:
+    """An engine that holds the KV of this prompt."""
+    bench = Bench()
+    bench.feed(Submit(spec("p", prompt), hold=True))
+    bench.run()
+    return bench
 
 
 @pytest.mark.parametrize("num_blocks", [0, 2, 5])
 def test_a_sequence_goes_on_with_imported_blocks(num_blocks: int) -> None:
-    prefill, decode = Bench(), Bench()
-    prefill.feed(Submit(spec("p", PROMPT), hold=True))
-    prefill.run()
+    prefill, decode = engine_with(PROMPT), Bench()
     import_id = imported(prefill, decode, PROMPT, num_blocks)
     asked = spec("d", PROMPT, output=(prefill.output("p")[0],))
     decode.feed(Submit(asked, hold=False, import_id=import_id))
@@ -449,7 +461,13 @@ def test_any_mix_gives_the_expected_tokens_and_leaves_nothing(data: st.DataObjec
         asked[name] = spec(
             name, data.draw(PROMPTS), sampling=sampling, priority=data.draw(st.integers(0, 2))
         )
-        bench.feed(Submit(asked[name], hold=data.draw(st.integers(0, 4)) == 0))
+        import_id = ""
+        if data.draw(st.integers(0, 2)) == 0:
+            prompt = asked[name].prompt_token_ids
+            num = data.draw(st.integers(0, 5))
+            import_id = imported(engine_with(prompt), bench, prompt, num, f"import-{name}")
+        hold = data.draw(st.integers(0, 4)) == 0
+        bench.feed(Submit(asked[name], hold=hold, import_id=import_id))
         for _ in range(data.draw(st.integers(0, 4))):
             if bench.plan is not None:
                 bench.finish_step()

@@ -14,7 +14,7 @@ PROMPT = (
     "The amber key opens door 4821. The silver key opens door 1937. The iron key opens door 6650. "
     "Count from one to forty, then tell a story about the amber key."
 )
-GREEDY: dict[str, Any] = {"max_tokens": 200, "temperature": 0, "extra_body": {"ignore_eos": True}}
+GREEDY: dict[str, Any] = {"max_tokens": 600, "temperature": 0, "extra_body": {"ignore_eos": True}}
 SEEDED: dict[str, Any] = {
     "max_tokens": 200,
     "temperature": 0.9,

@@ -9,12 +9,17 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from banyan_cli.errors import CommandError
+
+CLAIM_TRIES = 5
+CLAIM_PAUSE_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +61,23 @@ class StateFolder:
     def log_file(self, name: str) -> Path:
         return self.logs / f"{name}.log"
 
-    def claim(self) -> IO[str]:
-        """Make the folder this process's own for as long as the returned file is open."""
+    def claim(self) -> int:
+        """Make the folder this process's own until the returned descriptor is closed.
+
+        A bare descriptor, because the system closes it last of all: when the folder is free
+        again, nothing of the process is left.
+        """
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
-            lock = self._lock_file.open("w")
+            lock = os.open(self._lock_file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         except OSError as error:
             raise CommandError(f"The state folder {self.path} cannot be used: {error}.") from None
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.close()
+        if not _lock(lock):
+            os.close(lock)
             raise CommandError(
                 f"A mesh already runs from {self.path}: stop it with `banyan down`, or choose "
                 "another folder with --state-dir."
-            ) from None
+            )
         for stale in (self._state_file, self.mesh_file, self.scale_file):
             stale.unlink(missing_ok=True)
         return lock
@@ -122,6 +129,18 @@ class StateFolder:
             return None
         self._scale_stamp = stamp
         return {str(role): int(count) for role, count in content.items()}
+
+
+def _lock(descriptor: int) -> bool:
+    """A few times, because a look at who holds the lock holds it for a moment, too."""
+    for _ in range(CLAIM_TRIES):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(CLAIM_PAUSE_S)
+        else:
+            return True
+    return False
 
 
 def _replace(path: Path, content: Mapping[str, Any]) -> None:

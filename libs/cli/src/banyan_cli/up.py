@@ -52,8 +52,9 @@ class Terminal:
 def up(options: MeshOptions, console: Console) -> int:
     """Run a mesh until it is stopped; the exit code."""
     folder = StateFolder(options.state_dir)
-    with folder.claim(), console.status("Starting the mesh") as status:
-        check_options(options)
+    folder.claim()
+    check_options(options)
+    with console.status("Starting the mesh") as status:
         audience = Terminal(console, status, folder)
 
         async def supervise() -> int:
@@ -65,8 +66,9 @@ def up(options: MeshOptions, console: Console) -> int:
 def up_detached(options: MeshOptions, arguments: Sequence[str], console: Console) -> int:
     """Start `banyan up` with these arguments behind; return when the mesh is up, or failed."""
     folder = StateFolder(options.state_dir)
-    with folder.claim():
-        check_options(options)
+    claimed = folder.claim()
+    check_options(options)
+    os.close(claimed)  # for the process that is started now
     log_file = folder.log_file("supervisor")
     command = [sys.executable, "-m", "banyan_cli.main", *arguments]
     with log_file.open("wb") as log, console.status("Starting the mesh"):

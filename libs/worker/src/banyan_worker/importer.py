@@ -121,7 +121,7 @@ class Importer:
     def _missing(
         self, todo: _Import, usable: Sequence[BlockHash], steps: StepLoop
     ) -> list[BlockHash]:
-        """From the first block on that is neither here nor came; what came later is skipped."""
+        """Those that are neither cached here nor came whole with this import, in order."""
         return [h for h in usable if h not in todo.whole and steps.engine.block_of(h) is None]
 
     # ------------------------------------------------------------ from the leased worker

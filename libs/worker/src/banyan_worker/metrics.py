@@ -31,7 +31,7 @@ COUNTERS = {
     "banyan_worker_exported_pages": "Pages sent to others.",
     "banyan_worker_expired_leases": "Leases that nobody released.",
     "banyan_worker_offloaded_blocks": "Blocks that the store took.",
-    "banyan_worker_offload_dropped_blocks": "Blocks not offered to the store for lack of room.",
+    "banyan_worker_offload_dropped_blocks": "Blocks that no store took: none is up, or it is slow.",
     "banyan_worker_dropped_events": "Events that the bus had no room for.",
 }
 

@@ -72,10 +72,10 @@ LADDER: Final = (
 )
 SKILLS: Final = Rung("skills", 256, 0)
 FIRST_CHAT_RUNG: Final = 7
-SKILL_SHARE: Final = 0.2
+SKILL_SHARE: Final = 0.3
 EARLY_SKILL_SHARE: Final = 0.08
-PREVIEW_SHARE: Final = 0.2
-REHEARSAL_SHARE: Final = 0.2
+PREVIEW_SHARE: Final = 0.15
+REHEARSAL_SHARE: Final = 0.15
 MEMORY: Final = 0.95
 
 
