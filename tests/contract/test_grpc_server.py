@@ -24,6 +24,7 @@ from banyan_runtime import rpc, wire
 from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
 from banyan_runtime.offload import InlineOffload, Offload, ThreadOffload
 from banyan_runtime.rpc import Code, RpcError
+from banyan_runtime.settings import SettingsError
 
 
 async def place(request: router_pb2.PlaceRequest) -> router_pb2.PlaceResponse:
@@ -109,3 +110,23 @@ async def test_offloaded_work_gives_results_and_errors(offload: Offload) -> None
     with pytest.raises(ZeroDivisionError):
         await offload.run(divide, 1, 0)
     await offload.close()
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("tls", "expected plain, or mtls:KEY,CERTIFICATE,AUTHORITY"),
+        ("mtls:a,b", "expected plain, or mtls:KEY,CERTIFICATE,AUTHORITY"),
+        ("mtls:/none/a,/none/b,/none/c", "No such file"),
+    ],
+)
+def test_a_wrong_channel_setting_is_one_sentence(spec: str, said: str) -> None:
+    with pytest.raises(SettingsError, match="BANYAN_CHANNELS") as wrong:
+        ChannelSecurity.parse(spec)
+    assert said in str(wrong.value)
+
+
+def test_channels_are_plain_or_read_from_three_files(keys: Path) -> None:
+    assert ChannelSecurity.parse("plain").is_plain
+    files = ",".join(str(keys / name) for name in ("peer.key", "peer.pem", "ca.pem"))
+    assert not ChannelSecurity.parse(f"mtls:{files}").is_plain

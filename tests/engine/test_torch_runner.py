@@ -62,6 +62,22 @@ def test_wrong_arguments_are_named(
         TorchRunner(model_folder(), **arguments)
 
 
+@pytest.mark.parametrize(
+    "arguments, wanted",
+    [({"numerics": "deterministic"}, 1), ({"num_threads": 1}, 1), ({"num_threads": 3}, 3), ({}, 2)],
+)
+def test_a_step_runs_on_the_threads_it_was_given(
+    arguments: dict[str, Any], wanted: int, model_folder: MakeFolder, script: Any
+) -> None:
+    """Whatever somebody else in the process set meanwhile; without a number that stands."""
+    runner = TorchRunner(model_folder(), num_blocks=1, **arguments)
+    torch.set_num_threads(2)
+    seen: list[int] = []
+    plan = StepPlan(1, (script("s", (5, 6), (0,)).item(0, 2),))
+    runner.run(plan, lambda _: seen.append(torch.get_num_threads()))
+    assert seen == [wanted, wanted]
+
+
 @every_numerics
 def test_layers_are_announced_in_order_once_their_kv_is_written(
     numerics: str, model_folder: MakeFolder, script: Any, random_tokens: Any

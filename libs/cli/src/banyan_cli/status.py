@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import asdict
 from typing import Any
 
@@ -33,7 +34,7 @@ def status(folder: StateFolder, console: Console, *, as_json: bool) -> int:
 
 async def look(state: MeshState) -> dict[str, Any]:
     """Ask every process of the mesh at the same time. JSON-ready."""
-    network = GrpcNetwork(ChannelSecurity.plain())
+    network = GrpcNetwork(ChannelSecurity.parse(os.environ.get("BANYAN_CHANNELS", "plain")))
     async with httpx2.AsyncClient(trust_env=False) as http:
         try:
             asked = [_answers(network, http, process) for process in state.processes]

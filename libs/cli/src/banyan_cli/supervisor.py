@@ -53,7 +53,9 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._tasks = Tasks()
         self._finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        self._network = GrpcNetwork(ChannelSecurity.plain())
+        self._network = GrpcNetwork(
+            ChannelSecurity.parse(os.environ.get("BANYAN_CHANNELS", "plain"))
+        )
         self._http = httpx2.AsyncClient(trust_env=False)
         self._early: dict[str, signal.Signals] = {}
         self._is_up = False

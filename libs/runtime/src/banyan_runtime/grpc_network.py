@@ -35,6 +35,7 @@ from banyan_runtime.rpc import (
     Unary,
 )
 from banyan_runtime.rpc_bounds import MAX_MESSAGE_BYTES, CallSlots, report_handler_failure
+from banyan_runtime.settings import SettingsError
 
 Req = TypeVar("Req", bound=Message)
 Res = TypeVar("Res", bound=Message)
@@ -93,6 +94,26 @@ class ChannelSecurity:
     def mtls(cls, key: Path, certificate: Path, authority: Path) -> ChannelSecurity:
         """From three PEM files. Raises OSError when one cannot be read."""
         return cls(key.read_bytes(), certificate.read_bytes(), authority.read_bytes())
+
+    @classmethod
+    def parse(cls, spec: str) -> ChannelSecurity:
+        """From the setting `BANYAN_CHANNELS`: `plain`, or `mtls:KEY,CERTIFICATE,AUTHORITY`.
+
+        Raises SettingsError, also when a file cannot be read.
+        """
+        if spec == "plain":
+            return cls.plain()
+        kind, _, files = spec.partition(":")
+        paths = [Path(file) for file in files.split(",")]
+        if kind != "mtls" or len(paths) != 3:
+            raise SettingsError(
+                f"BANYAN_CHANNELS={spec}: expected plain, or mtls:KEY,CERTIFICATE,AUTHORITY with "
+                "three PEM files."
+            )
+        try:
+            return cls.mtls(*paths)
+        except OSError as error:
+            raise SettingsError(f"BANYAN_CHANNELS={spec}: {error}.") from None
 
     @property
     def is_plain(self) -> bool:

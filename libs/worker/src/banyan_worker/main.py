@@ -53,6 +53,7 @@ class Settings:
     metrics_address: str
     bus_url: str = shared("BANYAN_BUS_URL")
     directory: str = shared("BANYAN_DIRECTORY")
+    channels: str = shared("BANYAN_CHANNELS", default="plain")
     advertise: str | None = None
     policies: Path | None = shared("BANYAN_POLICIES", default=None)  # noqa: RUF009 - a field
     runner: RunnerKind = RunnerKind.TORCH
@@ -144,7 +145,7 @@ async def start(role: Role, settings: Settings, wiring: Wiring, logger: logging.
     """Raises OSError when an address is taken."""
     clock = SystemClock()
     registry = CollectorRegistry()
-    network = GrpcNetwork(ChannelSecurity.plain())
+    network = GrpcNetwork(ChannelSecurity.parse(settings.channels))
     bus = ValkeyBus(settings.bus_url)
     service = WorkerService(
         WorkerRef(settings.id, clock.unix_ns(), wiring.advertise, role),

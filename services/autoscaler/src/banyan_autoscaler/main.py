@@ -48,6 +48,7 @@ class Settings:
     policies: str = shared("BANYAN_POLICIES")
     directory: str = shared("BANYAN_DIRECTORY")
     bus_url: str = shared("BANYAN_BUS_URL")
+    channels: str = shared("BANYAN_CHANNELS", default="plain")
     actuator: ActuatorKind = ActuatorKind.DRY_RUN
     state_folder: Path | None = None
     record: Path | None = None
@@ -110,7 +111,7 @@ def _actuator(settings: Settings) -> Actuator:
 async def start(settings: Settings, wiring: Wiring, logger: logging.Logger) -> Assembly:
     """Raises OSError when an address is taken or the record cannot be written."""
     registry = CollectorRegistry()
-    network = GrpcNetwork(ChannelSecurity.plain())
+    network = GrpcNetwork(ChannelSecurity.parse(settings.channels))
     bus = ValkeyBus(settings.bus_url)
     recorder = None if settings.record is None else FileRecorder(settings.record)
     service = AutoscalerService(

@@ -61,6 +61,7 @@ class Settings:
     address: str
     directory: str = shared("BANYAN_DIRECTORY")
     bus_url: str = shared("BANYAN_BUS_URL")
+    channels: str = shared("BANYAN_CHANNELS", default="plain")
     mesh_secret: str = secret("BANYAN_MESH_SECRET", "")
     allow_open: bool = shared("BANYAN_ALLOW_OPEN", False)
     model: Path | None = None
@@ -149,7 +150,7 @@ def _model(settings: Settings) -> tuple[Tokenizer, ModelCard]:
 async def start(settings: Settings, wiring: Wiring, logger: logging.Logger) -> Assembly:
     """Raises OSError when an address is taken or the record cannot be written."""
     clock, registry = SystemClock(), CollectorRegistry()
-    network = GrpcNetwork(ChannelSecurity.plain())
+    network = GrpcNetwork(ChannelSecurity.parse(settings.channels))
     bus = ValkeyBus(settings.bus_url)
     offload = ThreadOffload(settings.text_threads)
     recorder = None if settings.record is None else FileRecorder(settings.record)

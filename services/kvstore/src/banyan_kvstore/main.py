@@ -38,6 +38,7 @@ class Settings:
     metrics_address: str
     bus_url: str = shared("BANYAN_BUS_URL")
     index_url: str = shared("BANYAN_INDEX_URL")
+    channels: str = shared("BANYAN_CHANNELS", default="plain")
     memory_bytes: int = 256 << 20
     disk_bytes: int = 1 << 30
     disk_folder: Path | None = None
@@ -65,7 +66,7 @@ async def start(settings: Settings, logger: logging.Logger) -> Assembly:
     except ValueError as error:
         raise SettingsError(f"BANYAN_INDEX_URL={settings.index_url}: {error}") from None
     registry = CollectorRegistry()
-    network = GrpcNetwork(ChannelSecurity.plain())
+    network = GrpcNetwork(ChannelSecurity.parse(settings.channels))
     bus = ValkeyBus(settings.bus_url)
     offload = ThreadOffload(settings.io_threads)
     disk = None

@@ -35,6 +35,7 @@ class Settings:
     metrics_address: str
     policies: str = shared("BANYAN_POLICIES")
     bus_url: str = shared("BANYAN_BUS_URL")
+    channels: str = shared("BANYAN_CHANNELS", default="plain")
     grace_s: float = 5.0
 
 
@@ -63,7 +64,7 @@ def targets(policies: str) -> SloTable:
 async def start(settings: Settings, table: SloTable, logger: logging.Logger) -> Assembly:
     """Raises OSError when an address is taken."""
     registry = CollectorRegistry()
-    network = GrpcNetwork(ChannelSecurity.plain())
+    network = GrpcNetwork(ChannelSecurity.parse(settings.channels))
     bus = ValkeyBus(settings.bus_url)
     service = MetricsService(
         settings.id, bus, SystemClock(), table, registry=registry, logger=logger

@@ -40,6 +40,7 @@ class Settings:
     policies: str = shared("BANYAN_POLICIES")
     directory: str = shared("BANYAN_DIRECTORY")
     index_url: str = shared("BANYAN_INDEX_URL")
+    channels: str = shared("BANYAN_CHANNELS", default="plain")
     seed: int = 0
     record: Path | None = None
     grace_s: float = 5.0
@@ -81,7 +82,7 @@ def wire(settings: Settings) -> Wiring:
 async def start(settings: Settings, wiring: Wiring, logger: logging.Logger) -> Assembly:
     """Raises OSError when an address is taken or the record cannot be written."""
     registry = CollectorRegistry()
-    network = GrpcNetwork(ChannelSecurity.plain())
+    network = GrpcNetwork(ChannelSecurity.parse(settings.channels))
     recorder = None if settings.record is None else FileRecorder(settings.record)
     service = RouterService(
         settings.id,
