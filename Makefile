@@ -31,6 +31,7 @@ up: $(READY) ## start all services with the demo model: make up ARGS="--prefill 
 down: $(READY) ## stop what `make up` started
 	@$(BIN)/banyan down
 
+PYTEST_ARGS ?= -n 2
 test: $(READY) ## every test of the default run
 	@$(BIN)/pytest $(PYTEST_ARGS)
 

@@ -17,6 +17,7 @@ from banyan_cli.client import HttpClient
 from banyan_cli.errors import CommandError
 from banyan_cli.options import MeshOptions, Numerics, RunnerKind
 from banyan_cli.state import StateFolder
+from banyan_runtime.settings import SettingsError
 
 app = typer.Typer(
     help="A mesh on this machine, and questions to a running one.",
@@ -157,9 +158,9 @@ def main() -> None:
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # its news of peers that leave are not ours
     try:
         app()
-    except CommandError as error:
+    except (CommandError, SettingsError) as error:
         print(f"banyan: {error}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        sys.exit(error.exit_code if isinstance(error, CommandError) else 2)
 
 
 if __name__ == "__main__":

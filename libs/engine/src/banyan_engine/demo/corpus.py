@@ -17,6 +17,7 @@ from typing import Final, TypeVar
 
 from banyan_engine.demo import facts as fact_book
 from banyan_engine.demo import words
+from banyan_engine.demo.facts import Fact
 from banyan_engine.demo.prose import filler
 from banyan_engine.demo.skills import draw_skill
 from banyan_engine.demo.tokenizer import BEGIN, END
@@ -26,6 +27,7 @@ Item = TypeVar("Item")
 SYSTEM_PROMPT: Final = "You are a helpful assistant."
 SYSTEM_SHARE: Final = 0.2
 ODD_SHARE: Final = 0.1
+JOIN_SHARE: Final = 0.1
 CHAIN_WORDS: Final = 3
 ALL_WORDS: Final = (
     words.ADJECTIVES
@@ -61,6 +63,16 @@ def _retold(rng: Random, told: list[Item]) -> Iterator[Item]:
     """Yield the items again and again, in a new order each time."""
     while True:
         yield from rng.sample(told, len(told))
+
+
+def _sentences(rng: Random, told: list[Fact], join_share: float) -> Iterator[str]:
+    """Yield the facts as sentences; some hold two facts, as users write them."""
+    statements_left = [fact.statement() for fact in told]
+    while statements_left:
+        sentence = statements_left.pop()
+        if statements_left and rng.random() < join_share:
+            sentence = f"{sentence[:-1]} and t{statements_left.pop()[1:]}"
+        yield sentence
 
 
 def chains(rng: Random, num_chains: int) -> Iterator[Piece]:
@@ -112,7 +124,8 @@ def recall(
     if not held_out:
         odd = fact_book.draw_odd_facts(rng)
         told = [next(odd) if rng.random() < ODD_SHARE else fact for fact in told]
-    sentences = [fact.statement() for fact in told] + [filler(rng) for _ in range(num_fillers)]
+    join_share = 0.0 if held_out else JOIN_SHARE
+    sentences = list(_sentences(rng, told, join_share)) + [filler(rng) for _ in range(num_fillers)]
     rng.shuffle(sentences)
     yield from _opening(rng)
     yield Piece(f"<|user|>{sentences[0]}")

@@ -72,10 +72,10 @@ LADDER: Final = (
 )
 SKILLS: Final = Rung("skills", 256, 0)
 FIRST_CHAT_RUNG: Final = 7
-SKILL_SHARE: Final = 0.3
+SKILL_SHARE: Final = 0.55
 EARLY_SKILL_SHARE: Final = 0.08
-PREVIEW_SHARE: Final = 0.15
-REHEARSAL_SHARE: Final = 0.15
+PREVIEW_SHARE: Final = 0.1
+REHEARSAL_SHARE: Final = 0.1
 MEMORY: Final = 0.95
 
 

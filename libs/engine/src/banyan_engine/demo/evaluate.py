@@ -82,7 +82,7 @@ def evaluate(folder: Path, num_prompts: int) -> dict[str, dict[str, float]]:
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     report = {
         f"recall_{length}": recall_score(model, tokenizer, length, count)
-        for length, count in ((256, num_prompts), (1000, num_prompts), (4000, num_prompts // 2))
+        for length, count in ((256, num_prompts), (1000, num_prompts), (4000, num_prompts // 4))
     }
     rng = Random(EVALUATION_SEED)
     for draw in (arithmetic, counting):
@@ -95,7 +95,7 @@ def main() -> None:
     """Print the scores of a model folder as JSON."""
     parser = argparse.ArgumentParser(description=main.__doc__)
     parser.add_argument("--model", type=Path, default=model_folder())
-    parser.add_argument("--prompts", type=int, default=400)
+    parser.add_argument("--prompts", type=int, default=200)
     args = parser.parse_args()
     print(json.dumps(evaluate(args.model, args.prompts), indent=2))
 

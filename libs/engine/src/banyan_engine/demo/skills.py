@@ -11,7 +11,7 @@ from typing import Final
 from banyan_engine.demo.facts import HELD_OUT_EVERY
 from banyan_engine.demo.prose import draw_cast, story
 
-MAX_OPERAND: Final = 20
+MAX_OPERAND: Final = 12
 MAX_COUNT_START: Final = 40
 MAX_COUNT_STEPS: Final = 30
 
@@ -32,7 +32,7 @@ def _draw_pair(rng: Random, high_a: int, high_b: int, *, held_out: bool) -> tupl
 
 
 def arithmetic(rng: Random, *, held_out: bool = False) -> tuple[str, str]:
-    """Return a sum or a difference of two numbers up to 20."""
+    """Return a sum or a difference of two numbers up to 12."""
     a, b = _draw_pair(rng, MAX_OPERAND, MAX_OPERAND, held_out=held_out)
     if rng.random() < 0.5:
         left, right = f"{a} + {b}", a + b
@@ -64,4 +64,4 @@ def greeting(rng: Random) -> tuple[str, str]:
 def draw_skill(rng: Random) -> tuple[str, str]:
     """Return a question of any kind; sums come often, for they take longest to learn."""
     kinds = (arithmetic, counting, story_request, greeting)
-    return rng.choices(kinds, weights=(80, 8, 7, 5))[0](rng)
+    return rng.choices(kinds, weights=(70, 14, 8, 8))[0](rng)

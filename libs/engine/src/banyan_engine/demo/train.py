@@ -32,7 +32,7 @@ from banyan_engine.demo.tokenizer import train_tokenizer, write_tokenizer
 PEAK_RATE: Final = 1e-3
 EMBEDDING_RATE_SHARE: Final = 0.3
 WARMUP_STEPS: Final = 50
-DECAY_SHARE: Final = 0.5
+DECAY_SHARE: Final = 0.6
 FINAL_RATE_SHARE: Final = 0.05
 BATCH_TOKENS: Final = 2304
 MAX_GRADIENT_NORM: Final = 1.0
