@@ -31,7 +31,7 @@ up: $(READY) ## start all services with the demo model: make up ARGS="--prefill 
 down: $(READY) ## stop what `make up` started
 	@$(BIN)/banyan down
 
-PYTEST_ARGS ?= -n 2
+PYTEST_ARGS ?= -n 2 --dist loadfile
 test: $(READY) ## every test of the default run
 	@$(BIN)/pytest $(PYTEST_ARGS)
 

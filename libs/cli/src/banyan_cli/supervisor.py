@@ -11,6 +11,7 @@ import asyncio
 import os
 import signal
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 
 import httpx2
@@ -18,7 +19,7 @@ import httpx2
 from banyan_cli import plan as p
 from banyan_cli.children import Child, spawn
 from banyan_cli.errors import CommandError
-from banyan_cli.health import grpc_is_serving, http_is_ok, valkey_answers
+from banyan_cli.health import grpc_is_serving, http_is_ok, router_sees, valkey_answers
 from banyan_cli.launch import Launcher
 from banyan_cli.options import MeshOptions
 from banyan_cli.state import MeshState, ProcessState, StateFolder
@@ -144,9 +145,14 @@ class Supervisor:
         return await grpc_is_serving(self._network, address)
 
     async def _await_gateway(self) -> None:
-        """The mesh is up when the gateway says that it can serve, not before."""
+        """The mesh is up when the gateway can serve and every router sees every worker."""
         url = f"{self.state().gateway_url}/ready"
         await _until(lambda: http_is_ok(self._http, url))
+        workers = [one.name for one in self._plan.processes if one.service in p.SCALABLE]
+        for process in self._plan.processes:
+            if process.service == "router":
+                address = self._launcher.addresses(process.name).main
+                await _until(partial(router_sees, self._network, address, workers))
         self._is_up = True
         self._write()
         self._audience.all_ready(self.state())
