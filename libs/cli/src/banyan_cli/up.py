@@ -43,7 +43,7 @@ class Terminal:
         lines = (
             f"the mesh is up: {state.gateway_url}/v1",
             f"figures: {state.metrics_url}/v1/slo, logs: {self._folder.logs}",
-            'try: banyan chat "The amber key opens door 4821. Which door does it open?"',
+            'try: banyan chat "The amber key opens door 4821. Which door does the amber key open?"',
         )
         for line in lines:
             self.say(line, trouble=False)

@@ -12,4 +12,4 @@ from pathlib import Path
 
 def model_folder() -> Path:
     """Return the folder of the committed model, in Hugging Face layout."""
-    return Path(__file__).parent / "model"
+    return Path(__file__).parent / "banyan-demo"

@@ -28,7 +28,7 @@ from banyan_engine.demo.skills import arithmetic, counting
 EVALUATION_SEED: Final = 90_001
 TOKENS_PER_FACT: Final = 40
 FACT_TOKENS: Final = 12
-FILLER_TOKENS: Final = 13
+FILLER_TOKENS: Final = 9
 QUESTION_TOKENS: Final = 14
 
 
@@ -84,10 +84,11 @@ def evaluate(folder: Path, num_prompts: int) -> dict[str, dict[str, float]]:
         f"recall_{length}": recall_score(model, tokenizer, length, count)
         for length, count in ((256, num_prompts), (1000, num_prompts), (4000, num_prompts // 4))
     }
-    rng = Random(EVALUATION_SEED)
-    for draw in (arithmetic, counting):
-        turns = [corpus.skill_turn(*draw(rng, held_out=True)) for _ in range(num_prompts)]
-        report[draw.__name__] = score(model, tokenizer, turns)
+    for draw, held_out in ((arithmetic, True), (arithmetic, False), (counting, True)):
+        rng = Random(EVALUATION_SEED)
+        turns = [corpus.skill_turn(*draw(rng, held_out=held_out)) for _ in range(num_prompts)]
+        name = f"{draw.__name__}_{'unseen' if held_out else 'seen'}"
+        report[name] = score(model, tokenizer, turns)
     return report
 
 
