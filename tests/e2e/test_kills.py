@@ -14,13 +14,19 @@ PROMPT = (
     "The amber key opens door 4821. The silver key opens door 1937. The iron key opens door 6650. "
     "Count from one to forty, then tell a story about the amber key."
 )
-GREEDY: dict[str, Any] = {"max_tokens": 600, "temperature": 0, "extra_body": {"ignore_eos": True}}
+GREEDY: dict[str, Any] = {"max_tokens": 300, "temperature": 0, "extra_body": {"ignore_eos": True}}
 SEEDED: dict[str, Any] = {
     "max_tokens": 200,
     "temperature": 0.9,
     "seed": 5,
     "extra_body": {"ignore_eos": True},
 }
+
+
+@pytest.fixture(scope="module")
+def calm(mesh: RunningMesh) -> Heard:
+    """The greedy answer when nothing goes wrong."""
+    return mesh.stream(PROMPT, **GREEDY)
 
 
 def answer_with_a_death(
@@ -48,9 +54,8 @@ def streaming_worker(mesh: RunningMesh) -> str:
     return names[0]
 
 
-@pytest.mark.parametrize("at", [1, 20, 60])
-def test_the_streaming_worker_dies(mesh: RunningMesh, at: int) -> None:
-    calm = mesh.stream(PROMPT, **GREEDY)
+@pytest.mark.parametrize("at", [1, 20, 100])
+def test_the_streaming_worker_dies(mesh: RunningMesh, calm: Heard, at: int) -> None:
     heard, num_recoveries = answer_with_a_death(mesh, None, at, **GREEDY)
     assert heard.texts == calm.texts
     assert heard.finishes == ("length",)
@@ -58,16 +63,15 @@ def test_the_streaming_worker_dies(mesh: RunningMesh, at: int) -> None:
 
 
 def test_a_sampled_answer_of_two_choices_survives(mesh: RunningMesh) -> None:
-    calm = mesh.stream(PROMPT, n=2, **SEEDED)
-    assert calm.texts[0] != calm.texts[1]
+    undisturbed = mesh.stream(PROMPT, n=2, **SEEDED)
+    assert undisturbed.texts[0] != undisturbed.texts[1]
     heard, num_recoveries = answer_with_a_death(mesh, None, 20, n=2, **SEEDED)
-    assert heard.texts == calm.texts
+    assert heard.texts == undisturbed.texts
     assert num_recoveries >= 1
 
 
 @pytest.mark.parametrize("victim", ["router", "kvstore", "valkey", "metrics", "autoscaler"])
-def test_no_running_answer_needs_this_process(mesh: RunningMesh, victim: str) -> None:
-    calm = mesh.stream(PROMPT, **GREEDY)
+def test_no_running_answer_needs_this_process(mesh: RunningMesh, calm: Heard, victim: str) -> None:
     heard, _ = answer_with_a_death(mesh, victim, 10, **GREEDY)
     assert heard.texts == calm.texts
     assert heard.finishes == ("length",)
