@@ -67,7 +67,7 @@ async def test_folder_that_is_gone(tmp_path: Path) -> None:
         ),
         ("", {"BANYAN_AUTOSCALER_ACTUATOR": "magic"}, "expected one of local, dry-run"),
         ("", {"BANYAN_AUTOSCALER_ACTUATOR": "local"}, "BANYAN_AUTOSCALER_STATE_FOLDER"),
-        ("", {"BANYAN_DIRECTORY": "somewhere"}, "BANYAN_DIRECTORY: 'somewhere' is no directory"),
+        ("", {"BANYAN_DIRECTORY": "somewhere"}, "BANYAN_DIRECTORY=somewhere: expected static:"),
         ("", {"BANYAN_AUTOSCALER_ID": None}, "BANYAN_AUTOSCALER_ID is not set"),
     ],
 )

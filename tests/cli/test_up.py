@@ -161,6 +161,12 @@ def test_busy_port_is_refused(tmp_path: Path) -> None:
     assert refused.stderr.strip() == f"banyan: {expected}"
 
 
+def test_a_port_that_is_none_is_refused(tmp_path: Path) -> None:
+    refused = banyan("up", "--runner=echo", "--port=99999", f"--state-dir={tmp_path}")
+    assert refused.returncode == 2
+    assert refused.stderr == "banyan: --port is 99999: expected 0 to 65535.\n"
+
+
 def test_wrong_policy_stops_everything_with_the_services_own_sentence(tmp_path: Path) -> None:
     policies = tmp_path / "policies.toml"
     policies.write_text('[routing]\npolicy = "best"\n')

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import itertools
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
@@ -16,6 +17,7 @@ from banyan.v1 import events_pb2
 from banyan_runtime.bus import KV_EVENTS, WORKER_EVENTS, Bus, EventProducer, Record, Since
 from banyan_runtime.clock import SystemClock
 from banyan_runtime.memory_bus import MemoryBroker, MemoryBus
+from banyan_runtime.redis_client import call
 from banyan_runtime.valkey_bus import ValkeyBus
 
 from .conftest import Eventually, RestartableValkey
@@ -245,3 +247,30 @@ async def test_close_is_bounded_when_the_broker_is_down(outage: Buses) -> None:
     bus.publish(KV_EVENTS, "p", b"lost")
     async with asyncio.timeout(4):
         await bus.close()
+
+
+@pytest.mark.parametrize("url", ["kafka:nope", "h:6379", "redis://h:99999"])
+def test_a_url_that_is_none_is_refused_at_once(url: str) -> None:
+    with pytest.raises(ValueError):
+        ValkeyBus(url)
+
+
+async def test_a_command_that_fails_when_it_is_cancelled_is_no_news() -> None:
+    told: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context))
+
+    async def fail() -> None:
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            raise ConnectionError("nobody is there") from None
+
+    reader = asyncio.ensure_future(call(fail()))
+    await asyncio.sleep(0.01)
+    reader.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await reader
+    del reader
+    await asyncio.sleep(0.01)  # the loop forgets the command, too
+    gc.collect()
+    assert told == []

@@ -126,6 +126,13 @@ def test_a_wrong_channel_setting_is_one_sentence(spec: str, said: str) -> None:
     assert said in str(wrong.value)
 
 
+def test_files_that_are_no_keys_are_refused_before_anything_listens(tmp_path: Path) -> None:
+    (tmp_path / "a").write_text("no PEM")
+    spec = "mtls:" + ",".join([str(tmp_path / "a")] * 3)
+    with pytest.raises(SettingsError, match="expected three PEM files that belong together"):
+        ChannelSecurity.parse(spec)
+
+
 def test_channels_are_plain_or_read_from_three_files(keys: Path) -> None:
     assert ChannelSecurity.parse("plain").is_plain
     files = ",".join(str(keys / name) for name in ("peer.key", "peer.pem", "ca.pem"))

@@ -24,6 +24,7 @@ from banyan_runtime.virtual_loop import UnhandledFailure, run_virtual
 
 PROGRAM = """
 import asyncio, os, sys
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
 from banyan_runtime.lifespan import Assembly, Tasks, run_service
@@ -59,12 +60,14 @@ class Service:
 async def start():
     settings = read_settings(Settings, "BANYAN_TEST_", os.environ)
     network = GrpcNetwork(ChannelSecurity.plain())
+    adapters = AsyncExitStack()
+    adapters.push_async_callback(network.close)
     server = await network.serve(settings.address, [])
     service = Service(settings)
     print("starting", flush=True)
     await service.start()
     print(f"ready {server.address}", flush=True)
-    return Assembly(service, [network])
+    return Assembly(service, adapters)
 
 sys.exit(run_service(start, grace_s=5.0, logger=json_logger("test", "t1")))
 """
@@ -132,7 +135,8 @@ def test_a_taken_port_is_one_sentence_and_exit_2(start_service: Started) -> None
         process = start_service(address=address)
         _, err = process.communicate(timeout=20)
     assert process.returncode == 2
-    assert err == f"cannot listen on {address}: is the port in use?\n"
+    why = "cannot listen (Address already in use): expected a free address of this machine"
+    assert err == f"{address}: {why}\n"
 
 
 def test_a_wrong_setting_is_one_sentence_and_exit_2(start_service: Started) -> None:
@@ -219,8 +223,9 @@ async def test_metrics_are_served_as_text() -> None:
 
     assert "banyan_things_total 3.0" in await get("/metrics")
     assert (await get("/else")).startswith("HTTP/1.1 404")
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match="Address already in use") as taken:
         await serve_metrics_http(registry, server.address)
+    assert taken.value.filename == server.address
     await server.close()
 
 

@@ -137,7 +137,9 @@ def test_split_request_streams_and_ends_once() -> None:
     assert EndChoice("r", 0, Finish.LENGTH) in last
     assert AckEnd("d0", d) in last
     assert desk.delivered() == [10, 11, 12, 13]
-    assert desk.end().record.outcome is Outcome.FINISHED
+    record = desk.end().record
+    assert record.outcome is Outcome.FINISHED
+    assert [leg.end for leg in record.legs] == ["handed over", "length"]
     assert desk.machine.num_open == 0
 
 
@@ -179,6 +181,7 @@ def test_one_output_token_opens_no_decode() -> None:
     (p,) = desk.place(desk.accept(max_tokens=1), D, P)
     desk.report(P, p, 0, (10,), Finish.LENGTH)
     assert desk.end().record.outcome is Outcome.FINISHED
+    assert [leg.end for leg in desk.end().record.legs] == ["length"]
     assert not any(isinstance(command, StartDecode) for command in desk.commands)
 
 

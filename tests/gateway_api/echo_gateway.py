@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from banyan_core.types import OutputToken
 from banyan_gateway.ports import Delta, GenerationRequest, RequestFailed, Usage
+from banyan_gateway.request_metrics import RequestMetrics
 from banyan_text.choice_text import ChoiceText
 from banyan_text.tokenizer import ByteTokenizer
 
@@ -33,6 +34,7 @@ class EchoGateway:
         self.num_running = 0
         self.num_given_up = 0
         self.num_deltas = 0
+        self.metrics = RequestMetrics("echo", lambda: (self.num_running, 0))
         self.is_ready = (True, "ready")
         self._changed = asyncio.Event()
 

@@ -56,9 +56,15 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("chat", {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     ("chat", {"top_logprobs": 2}, "top_logprobs"),
     ("chat", {"logit_bias": {"5": 101}}, "logit_bias.5"),
-    ("chat", {"logit_bias": {"261": 1}}, "logit_bias"),
-    ("chat", {"logit_bias": {"x": 1}}, "logit_bias"),
-    ("chat", {"logit_bias": {"²": 1}}, "logit_bias"),
+    ("chat", {"logit_bias": {"5": "much"}}, "logit_bias.5"),
+    ("chat", {"logit_bias": {"5": None}}, "logit_bias.5"),
+    ("chat", {"logit_bias": {"5": True}}, "logit_bias.5"),
+    ("chat", {"logit_bias": {"5": 10**40}}, "logit_bias.5"),
+    ("chat", {"logit_bias": {"5": 1, "261": 1}}, "logit_bias.261"),
+    ("chat", {"logit_bias": {"x": 1}}, "logit_bias.x"),
+    ("chat", {"logit_bias": {"x" * 1000: 1}}, "logit_bias." + "x" * 40),
+    ("chat", {"logit_bias": {"²": 1}}, "logit_bias.²"),
+    ("chat", {"logit_bias": [1]}, "logit_bias"),
     ("chat", {"stop_token_ids": [261]}, "stop_token_ids[0]"),
     ("chat", {"cache_salt": ""}, "cache_salt"),
     ("chat", {"cache_salt": "x" * 1025}, "cache_salt"),
@@ -135,6 +141,25 @@ async def test_bad_field_is_named(
     assert gateway.requests == []
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n": 17}, "n: expected a whole number from 1 to 16, got 17"),
+        ({"min_p": 2}, "min_p: expected a number from 0.0 to 1.0, got 2.0"),
+        ({"seed": 10**30}, "got a much larger one"),
+        ({"max_tokens": 10**30}, "and a much larger one are asked for"),
+    ],
+)
+async def test_a_refused_number_is_told_its_kind_and_never_repeated_at_length(
+    http: httpx2.AsyncClient, change: dict[str, Any], message: str
+) -> None:
+    response = await http.post("/v1/chat/completions", json=CHAT | change)
+    assert response.status_code == 400
+    error = error_of(response)
+    assert message in error["message"]
+    assert "0" * 30 not in error["message"]
+
+
 NOTHING_SPECIAL = {
     "n": None,
     "stop": None,
@@ -156,6 +181,7 @@ async def test_null_means_absent(http: httpx2.AsyncClient, gateway: EchoGateway)
 @pytest.mark.parametrize("stream", [False, True])
 async def test_fields_without_effect_are_named(http: httpx2.AsyncClient, stream: bool) -> None:
     ignored = {"store": True, "metadata": {"a": "b"}, "user": "me", "parallel_tool_calls": True}
+    ignored |= {"tools": [], "functions": []}
     response = await http.post("/v1/chat/completions", json=CHAT | ignored | {"stream": stream})
     assert response.status_code == 200
     names = response.headers["x-banyan-ignored-fields"].split(", ")
@@ -196,6 +222,21 @@ async def test_context_exceeded(http: httpx2.AsyncClient, size: int) -> None:
     assert response.status_code == 400
     error = error_of(response)
     assert (error["code"], error["param"]) == ("context_length_exceeded", "prompt")
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "param"),
+    [(CONTEXT_TOKENS - 1, "messages"), (CONTEXT_TOKENS + 1, None), (10**30, None)],
+)
+@pytest.mark.parametrize("name", ["max_tokens", "max_completion_tokens"])
+async def test_more_tokens_than_any_prompt_leaves_are_named(
+    http: httpx2.AsyncClient, name: str, num_tokens: int, param: str | None
+) -> None:
+    body = {key: value for key, value in CHAT.items() if key != "max_tokens"}
+    response = await http.post("/v1/chat/completions", json=body | {name: num_tokens})
+    assert response.status_code == 400
+    error = error_of(response)
+    assert (error["code"], error["param"]) == ("context_length_exceeded", param or name)
 
 
 async def test_context_is_used_to_its_end(http: httpx2.AsyncClient, gateway: EchoGateway) -> None:

@@ -48,12 +48,12 @@ def test_missing_key_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.8.0.1", "localhost", "[::1]"])
 def test_open_on_loopback(host: str) -> None:
-    check_exposure(host, KeyRing(), allow_open=False)
+    check_exposure(f"{host}:8000", KeyRing(), allow_open=False)
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "10.0.0.1", "[::]", "example.org"])
 def test_open_elsewhere_needs_a_word(host: str) -> None:
     with pytest.raises(SettingsError, match="BANYAN_ALLOW_OPEN=1"):
-        check_exposure(host, KeyRing(), allow_open=False)
-    check_exposure(host, KeyRing(), allow_open=True)
-    check_exposure(host, KeyRing({b"d": Tenant("a", "g")}), allow_open=False)
+        check_exposure(f"{host}:8000", KeyRing(), allow_open=False)
+    check_exposure(f"{host}:8000", KeyRing(), allow_open=True)
+    check_exposure(f"{host}:8000", KeyRing({b"d": Tenant("a", "g")}), allow_open=False)

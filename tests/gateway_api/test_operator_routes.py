@@ -1,10 +1,11 @@
 """What an operator asks, and what tools around a model need: tokens, health, metrics, explain."""
 
+import asyncio
 import logging
 
 import httpx2
 import pytest
-from tests.gateway_api.echo_gateway import EchoGateway
+from tests.gateway_api.echo_gateway import EchoGateway, Script
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
 KEY_A = {"authorization": "Bearer key-a"}
@@ -77,6 +78,21 @@ async def test_metrics_count_by_route_and_status(http: httpx2.AsyncClient) -> No
         'route="/v1/models/{model_id:path}",status="404"',
     ):
         assert f"{name}{{{labels}}} 1.0" in text
+
+
+async def test_metrics_tell_of_open_requests(
+    http: httpx2.AsyncClient, gateway: EchoGateway
+) -> None:
+    gateway.script = Script(num_tokens=1, wait_for=asyncio.Event())
+    open_request = asyncio.create_task(http.post("/v1/chat/completions", json=CHAT))
+    await gateway.until_running(1)
+    text = (await http.get("/metrics")).text
+    assert 'vllm:num_requests_running{model_name="echo"} 1.0' in text
+    assert 'vllm:num_requests_waiting{model_name="echo"} 0.0' in text
+    assert 'vllm:time_to_first_token_seconds_count{model_name="echo"} 0.0' in text
+    assert gateway.script.wait_for is not None
+    gateway.script.wait_for.set()
+    assert (await open_request).status_code == 200
 
 
 async def test_explain_by_any_name_but_for_the_tenant_only(keyed: httpx2.AsyncClient) -> None:

@@ -35,9 +35,17 @@ GOOD = {
     ("key", "value", "message"),
     [
         ("BANYAN_KVSTORE_ID", "shelf", "BANYAN_KVSTORE_ID=shelf: expected an id that starts with"),
-        ("BANYAN_KVSTORE_MEMORY_BYTES", "-1", "BANYAN_KVSTORE_MEMORY_BYTES=-1: expected 0 or more"),
-        ("BANYAN_KVSTORE_IO_THREADS", "0", "BANYAN_KVSTORE_IO_THREADS=0: expected 1 or more"),
-        ("BANYAN_KVSTORE_DISK_FOLDER", "/dev/null/no", "/dev/null/no"),
+        (
+            "BANYAN_KVSTORE_MEMORY_BYTES",
+            "-1",
+            "BANYAN_KVSTORE_MEMORY_BYTES=-1: expected a whole number from 0",
+        ),
+        (
+            "BANYAN_KVSTORE_IO_THREADS",
+            "0",
+            "BANYAN_KVSTORE_IO_THREADS=0: expected a whole number from 1",
+        ),
+        ("BANYAN_KVSTORE_DISK_FOLDER", "/dev/null/no", "BANYAN_KVSTORE_DISK_FOLDER=/dev/null/no: "),
         ("BANYAN_INDEX_URL", "here", "BANYAN_INDEX_URL=here: "),
     ],
 )

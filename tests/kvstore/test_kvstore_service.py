@@ -184,10 +184,11 @@ def test_stats_and_figures_tell_of_both_tiers(tmp_path: Path) -> None:
         store = await stored.store(memory_bytes=400, folder=tmp_path, disk_bytes=10_000)
         await store.put(*(block(one) for one in H[:3]))
         await store.get(H[0], H[7])
+        await asyncio.sleep(0.1)  # until all is copied
         stats = await store.stats()
         assert [(tier.tier, tier.num_blocks, tier.limit_bytes) for tier in stats.tiers] == [
             ("memory", 2, 400),
-            ("disk", 2, 10_000),
+            ("disk", 3, 10_000),
         ]
         assert stats.indexing
         assert stats.epoch == store.service.epoch
@@ -207,6 +208,37 @@ def test_a_stopped_store_has_everything_after_its_restart(tmp_path: Path) -> Non
         again = await stored.store(folder=tmp_path)
         assert await again.has(H[0], H[1]) == 2
         assert await again.get(H[1]) == [kv_pb2.KvPages(pages=pages_of([block(H[1])]))]
+
+    virtually(test)
+
+
+def test_a_killed_store_has_what_it_was_given_a_moment_before(tmp_path: Path) -> None:
+    async def test(stored: Stored) -> None:
+        store = await stored.store(folder=tmp_path)
+        await store.put(block(H[0]), block(H[1]))
+        await asyncio.sleep(0.1)
+        assert store.figure("uncopied_blocks") == 0
+        again = await stored.store("kvstore-1", folder=tmp_path)  # nobody stopped the first one
+        assert await again.has(H[0], H[1]) == 2
+
+    virtually(test)
+
+
+def test_what_copies_push_off_the_disk_leaves_the_index(tmp_path: Path) -> None:
+    async def test(stored: Stored) -> None:
+        first = await stored.store(folder=tmp_path)
+        await first.put(block(H[0]), block(H[1]))
+        await first.stop()
+        stored.mesh.crash("kvstore-0")
+        two_files = first.figure("used_bytes", tier="disk")
+        assert two_files is not None
+        again = await stored.store(folder=tmp_path, disk_bytes=int(two_files))
+        await asyncio.sleep(0.1)
+        assert (await stored.lookup(H[0]))["kvstore-0"] == 1
+        await again.put(block(H[2]))
+        await asyncio.sleep(4.0)  # the index's lease changes hands; the next snapshot is later
+        assert (await again.has(H[0]), await again.has(H[2])) == (0, 1)
+        assert "kvstore-0" not in await stored.lookup(H[0])
 
     virtually(test)
 

@@ -6,14 +6,14 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, TypeVarTuple
 
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 from tests.core.clusters import hashes
 from tests.kvstore.stored import block
 
@@ -27,6 +27,7 @@ from banyan_runtime.offload import InlineOffload, ThreadOffload
 from banyan_runtime.virtual_loop import run_virtual
 
 T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
 H = hashes(10)
 ONE = block(H[0]).num_bytes
 FILE = block_file.file_bytes(block(H[0]))
@@ -179,6 +180,151 @@ def test_a_disk_that_cannot_be_written_loses_the_block_and_no_bytes(tmp_path: Pa
     assert tiers.figures()[1].used_bytes == 0
 
 
+def test_new_blocks_are_copied_to_disk_and_survive_a_kill(tmp_path: Path) -> None:
+    tiers = opened(5 * ONE, tmp_path)
+    put(tiers, *H[:3])
+    assert tiers.num_uncopied == 3
+    assert now(tiers.copy_one()) == Change()
+    assert opened(5 * ONE, tmp_path).hashes() == (H[0],)
+    now(tiers.copy_one())
+    now(tiers.copy_one())
+    assert tiers.num_uncopied == 0
+    again = opened(5 * ONE, tmp_path)
+    assert [get(again, one) for one in H[:3]] == [block(one) for one in H[:3]]
+    assert again.num_uncopied == 0
+
+
+def test_nothing_is_copied_twice(tmp_path: Path) -> None:
+    tiers = opened(ONE, tmp_path)
+    put(tiers, H[0], H[1])  # H[0] was moved out: it is on disk
+    get(tiers, H[0])
+    assert tiers.num_uncopied == 0
+    put(tiers, H[2])
+    now(tiers.flush())
+    assert tiers.num_uncopied == 0
+
+
+def test_without_a_disk_nothing_waits_to_be_copied() -> None:
+    tiers = opened(2 * ONE)
+    put(tiers, *H[:3])
+    assert tiers.num_uncopied == 0
+
+
+def test_what_a_copy_pushes_off_the_disk_is_told(tmp_path: Path) -> None:
+    put(opened(0, tmp_path), H[0], H[1])
+    tiers = opened(5 * ONE, tmp_path, disk_bytes=2 * FILE)
+    put(tiers, H[2])
+    assert now(tiers.copy_one()) == Change(removed=(H[0],))
+    assert set(tiers.hashes()) == {H[1], H[2]}
+
+
+def test_a_disk_smaller_than_memory_is_not_written_for_ever(tmp_path: Path) -> None:
+    tiers = opened(5 * ONE, tmp_path, disk_bytes=FILE)
+    put(tiers, *H[:4])
+    for _ in range(4):
+        assert now(tiers.copy_one()) == Change(), "all are in memory still"
+    assert tiers.num_uncopied == 0
+    assert opened(0, tmp_path).hashes() == (H[3],)
+
+
+def test_a_copy_of_what_memory_uses_stays_on_disk(tmp_path: Path) -> None:
+    tiers = opened(5 * ONE, tmp_path, disk_bytes=2 * FILE)
+    put(tiers, H[0], H[1], H[2])
+    now(tiers.copy_one())
+    now(tiers.copy_one())
+    get(tiers, H[0])
+    now(tiers.copy_one())
+    assert set(opened(0, tmp_path).hashes()) == {H[0], H[2]}
+
+
+class GatedOffload(InlineOffload):
+    """Does nothing before it is let."""
+
+    def __init__(self) -> None:
+        self.may_go = asyncio.Event()
+
+    async def run(self, function: Callable[[*Ts], T], *args: *Ts) -> T:
+        await self.may_go.wait()
+        return await super().run(function, *args)
+
+
+async def test_a_put_with_room_in_memory_waits_for_no_file(tmp_path: Path) -> None:
+    offload = GatedOffload()
+    offload.may_go.set()
+    tiers = Tiers(MemoryTier(3 * ONE), DiskTier(tmp_path, 9 * FILE, offload))
+    await tiers.open()
+    offload.may_go.clear()
+    assert await tiers.put(block(H[0])) == Change((H[0],))
+    copying = asyncio.ensure_future(tiers.copy_one())
+    await asyncio.sleep(0)
+    async with asyncio.timeout(1.0):
+        assert await tiers.put(block(H[1])) == Change((H[1],))
+        assert await tiers.put(block(H[1])) == Change()
+    assert not copying.done()
+    offload.may_go.set()
+    await copying
+    assert tiers.num_uncopied == 1
+
+
+async def test_a_block_that_comes_in_two_sizes_at_once_is_counted_once(tmp_path: Path) -> None:
+    """A hash does not prove its pages; the small one slips in while the large one makes room."""
+    offload = GatedOffload()
+    offload.may_go.set()
+    tiers = Tiers(MemoryTier(4 * ONE), DiskTier(tmp_path, 9 * FILE, offload))
+    await tiers.open()
+    for one in H[:4]:
+        await tiers.put(block(one))
+    await tiers.copy_one()  # H[0] is moved out without a write, H[1] is not
+    offload.may_go.clear()
+    large = asyncio.ensure_future(tiers.put(block(H[4], page_bytes=200)))
+    await asyncio.sleep(0.01)
+    assert await tiers.put(block(H[4])) == Change((H[4],))
+    offload.may_go.set()
+    await large
+    assert await tiers.get(H[4]) == (block(H[4]), Change())
+    memory, _ = tiers.figures()
+    assert memory.used_bytes == memory.num_blocks * ONE <= memory.limit_bytes
+
+
+def test_reading_what_just_came_into_memory_moves_nothing_out(tmp_path: Path) -> None:
+    tiers = opened(2 * ONE, tmp_path)
+    put(tiers, *H[:3])  # H[0] is on disk only
+
+    async def at_once() -> None:
+        await asyncio.gather(tiers.get(H[0]), tiers.get(H[0]))
+
+    now(at_once())
+    assert tiers.figures()[0].num_evictions == 2, "one for H[2], one for H[0]"
+
+
+def file_sizes(folder: Path) -> list[int]:
+    return [path.stat().st_size for path in folder.glob("??/??/*")]
+
+
+async def test_a_call_broken_off_in_mid_write_leaves_true_counts(tmp_path: Path) -> None:
+    offload = GatedOffload()
+    offload.may_go.set()
+    tiers = Tiers(MemoryTier(ONE), DiskTier(tmp_path, 2 * FILE, offload))
+    await tiers.open()
+    for one in H[:3]:
+        await tiers.put(block(one))
+    offload.may_go.clear()
+    for call in (tiers.put(block(H[3])), tiers.get(H[1])):
+        broken = asyncio.ensure_future(call)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        broken.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await broken
+    offload.may_go.set()
+    await tiers.flush()
+    sizes = file_sizes(tmp_path)
+    disk = tiers.figures()[1]
+    assert (len(sizes), sum(sizes)) == (disk.num_blocks, disk.used_bytes)
+    assert disk.used_bytes <= disk.limit_bytes
+    assert H[3] in tiers
+
+
 async def test_threads_and_crowds_keep_every_block_whole(tmp_path: Path) -> None:
     """The real offload, many calls at once: what is answered is right, and bounds hold."""
     offload = ThreadOffload(4)
@@ -228,6 +374,13 @@ class TiersMachine(RuleBasedStateMachine):
         self._tell(change)
         assert (found == block(H[place])) if there else (found is None)
 
+    @precondition(lambda self: self.tiers.num_uncopied)
+    @rule()
+    def copy(self) -> None:
+        before = self.tiers.num_uncopied
+        self._tell(now(self.tiers.copy_one()))
+        assert self.tiers.num_uncopied == before - 1
+
     @rule(is_clean=st.booleans())
     def restart(self, is_clean: bool) -> None:
         before = set(self.tiers.hashes())
@@ -244,12 +397,20 @@ class TiersMachine(RuleBasedStateMachine):
             assert 0 <= figures.used_bytes <= figures.limit_bytes
 
     @invariant()
+    def nothing_but_what_waits_would_be_lost_while_disk_has_room(self) -> None:
+        memory, disk = self.tiers.figures()
+        only_in_memory = len(self.tiers.hashes()) - disk.num_blocks
+        assert self.tiers.num_uncopied <= memory.num_blocks
+        if disk.num_evictions == 0:
+            assert only_in_memory == self.tiers.num_uncopied
+
+    @invariant()
     def told_is_true(self) -> None:
         assert self.told == set(self.tiers.hashes())
 
     @invariant()
     def files_are_what_is_counted(self) -> None:
-        sizes = [path.stat().st_size for path in self.folder.glob("??/??/*")]
+        sizes = file_sizes(self.folder)
         disk = self.tiers.figures()[1]
         assert (len(sizes), sum(sizes)) == (disk.num_blocks, disk.used_bytes)
 

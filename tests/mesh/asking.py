@@ -15,7 +15,10 @@ from banyan_sim.mesh import SimMesh
 
 @dataclass(frozen=True)
 class Question:
-    """A prompt of byte tokens; `temperature` above 0 draws by `seed`."""
+    """A prompt of byte tokens; `temperature` above 0 draws by `seed`.
+
+    `age_ns`: how long ago the request was received when it reaches the gateway.
+    """
 
     request_id: str
     prompt: tuple[int, ...]
@@ -25,6 +28,8 @@ class Question:
     n: int = 1
     stop: tuple[str, ...] = ()
     deadline_ns: int | None = None
+    priority: int = 0
+    age_ns: int = 0
 
     def right_answer(self, choice: int = 0) -> list[int]:
         """What the echo runner says for this choice when nothing ever goes wrong."""
@@ -76,10 +81,10 @@ def request_of(mesh: SimMesh, question: Question) -> GenerationRequest:
         stop=question.stop,
         include_stop=False,
         cache_salt="",
-        priority=0,
+        priority=question.priority,
         stream=True,
         deadline_ns=question.deadline_ns,
-        received_ns=mesh.loop.clock.now_ns(),
+        received_ns=mesh.loop.clock.now_ns() - question.age_ns,
     )
 
 

@@ -1,7 +1,7 @@
 """Seeded mixes of arrivals, leaving and slow clients, crashes, restarts, outages, partitions.
 
 Every mix must end with each request right and ended once, and with nothing held anywhere.
-`BANYAN_MIXES=1000` runs the full thousand.
+`BANYAN_TEST_MIXES=1000` runs the full thousand.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from banyan_sim.builders import Shared
 from banyan_sim.mesh import SimMesh
 from banyan_sim.mixes import draw_faults, draw_topology, unleash
 
-NUM_MIXES = int(os.environ.get("BANYAN_MIXES", "100"))
+NUM_MIXES = int(os.environ.get("BANYAN_TEST_MIXES", "100"))
 MIXES_PER_TEST = 10
 ARRIVALS_WITHIN_S = 2.0
 IDLE_WITHIN_S = 60.0

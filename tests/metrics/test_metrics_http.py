@@ -156,7 +156,7 @@ async def test_taken_port_is_an_os_error(live: Live) -> None:
     ("change", "words"),
     [
         ({"BANYAN_METRICS_ADDRESS": None}, "BANYAN_METRICS_ADDRESS is not set"),
-        ({"BANYAN_METRICS_GRACE_S": "x"}, "BANYAN_METRICS_GRACE_S=x: expected a number"),
+        ({"BANYAN_METRICS_GRACE_S": "x"}, "BANYAN_METRICS_GRACE_S=x: expected 0 or more seconds"),
         ({"BANYAN_POLICIES": "/nowhere.toml"}, "/nowhere.toml"),
         ({"slo": "[slo]\ndefault = { ttft = 1 }"}, "slo.default.ttft: unknown"),
     ],

@@ -121,8 +121,9 @@ async def test_two_processes_on_a_real_bus(tmp_path: Path) -> None:
 async def refuses_the_port(env: dict[str, str]) -> None:
     """A second one on the same address says so in one sentence."""
     taken = env | {"BANYAN_METRICS_ADDRESS": f"127.0.0.1:{free_port()}"}
+    taken_http = env["BANYAN_METRICS_METRICS_ADDRESS"]
     async with process("metrics", taken) as second:
         _, said = await second.communicate()
         assert second.returncode == 2
         (sentence,) = said.decode().strip().splitlines()
-        assert "cannot listen on" in sentence
+        assert sentence.startswith(f"BANYAN_METRICS_METRICS_ADDRESS={taken_http}: cannot listen")

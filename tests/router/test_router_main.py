@@ -38,10 +38,10 @@ def said(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> str:
         ("BANYAN_ROUTER_ID", None, "BANYAN_ROUTER_ID is not set"),
         ("BANYAN_ROUTER_SEED", "x", "BANYAN_ROUTER_SEED=x: expected a whole number"),
         ("BANYAN_ROUTER_SEDE", "1", "BANYAN_ROUTER_SEDE is not a setting"),
-        ("BANYAN_DIRECTORY", "somewhere", "BANYAN_DIRECTORY: 'somewhere' is no directory"),
+        ("BANYAN_DIRECTORY", "somewhere", "BANYAN_DIRECTORY=somewhere: expected static:"),
         ("BANYAN_DIRECTORY", None, "BANYAN_DIRECTORY is not set"),
         ("BANYAN_INDEX_URL", "here", "BANYAN_INDEX_URL=here: "),
-        ("BANYAN_POLICIES", "/nowhere.toml", "/nowhere.toml: expected a readable policies file"),
+        ("BANYAN_POLICIES", "/nowhere.toml", "BANYAN_POLICIES=/nowhere.toml: expected a readable"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence(
@@ -76,4 +76,5 @@ def test_a_busy_port_is_one_sentence(key: str) -> None:
     assert done.returncode == 2
     sentences = [line for line in done.stderr.splitlines() if not line.startswith("{")]
     assert len(sentences) == 1
-    assert "in use" in sentences[0]
+    why = "cannot listen (Address already in use): expected a free address of this machine."
+    assert sentences[0] == f"{key}=127.0.0.1:{port}: {why}"

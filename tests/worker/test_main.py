@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from banyan_core.types import Role
+from banyan_engine.demo import model_folder
 from banyan_worker.main import run
 
 GOOD = {
@@ -41,19 +42,38 @@ GOOD = {
         ),
         (
             {"BANYAN_DECODE_MAX_RUNNING": "600"},
-            "BANYAN_DECODE_MAX_RUNNING: max_running: expected 1 to max_step_tokens (512), got 600.",
+            "BANYAN_DECODE_MAX_RUNNING=600: expected 1 to 512, which is "
+            "BANYAN_DECODE_MAX_STEP_TOKENS.",
+        ),
+        (
+            {"BANYAN_DECODE_MAX_STEP_TOKENS": "0"},
+            "BANYAN_DECODE_MAX_STEP_TOKENS=0: expected a whole number from 1.",
+        ),
+        (
+            {"BANYAN_DECODE_NUM_THREADS": "0"},
+            "BANYAN_DECODE_NUM_THREADS=0: expected a whole number from 1 or nothing.",
+        ),
+        (
+            {"BANYAN_DECODE_NUMERICS": "deterministic", "BANYAN_DECODE_NUM_THREADS": "2"},
+            "BANYAN_DECODE_NUM_THREADS=2: expected 1, because BANYAN_DECODE_NUMERICS is "
+            "deterministic.",
+        ),
+        (
+            {"BANYAN_DECODE_KV_BYTES": "0"},
+            "BANYAN_DECODE_KV_BYTES=0: expected a whole number from 1.",
         ),
         (
             {"BANYAN_DECODE_NUM_BLOCKS": "0"},
-            "BANYAN_DECODE_BLOCK_SIZE=16, BANYAN_DECODE_NUM_BLOCKS=0: expected 1 or more of each.",
+            "BANYAN_DECODE_NUM_BLOCKS=0: expected a whole number from 1 or nothing.",
         ),
+        ({"BANYAN_DECODE_GRACE_S": "-1"}, "BANYAN_DECODE_GRACE_S=-1: expected 0 or more seconds."),
         (
-            {"BANYAN_DECODE_GRACE_S": "-1"},
-            "BANYAN_DECODE_GRACE_S=-1.0: expected 0 or more seconds.",
+            {"BANYAN_DECODE_ADVERTISE": "me"},
+            "BANYAN_DECODE_ADVERTISE=me: expected HOST:PORT, port 0 to 65535 or nothing.",
         ),
         ({"BANYAN_DECODE_RUNER": "x"}, "BANYAN_DECODE_RUNER is not a setting: "),
-        ({"BANYAN_POLICIES": "/nowhere"}, "/nowhere: expected a readable policies file"),
-        ({"BANYAN_DIRECTORY": "guess"}, "BANYAN_DIRECTORY: "),
+        ({"BANYAN_POLICIES": "/nowhere"}, "BANYAN_POLICIES=/nowhere: expected a readable"),
+        ({"BANYAN_DIRECTORY": "guess"}, "BANYAN_DIRECTORY=guess: expected static:"),
     ],
 )
 def test_a_wrong_setting_is_one_sentence_and_exit_code_2(
@@ -63,6 +83,16 @@ def test_a_wrong_setting_is_one_sentence_and_exit_code_2(
     assert run(Role.DECODE, env) == 2
     said = capsys.readouterr().err
     assert said.startswith(sentence) and said.count("\n") == 1
+
+
+def test_a_pool_smaller_than_a_block_names_its_own_setting(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    changes = {"RUNNER": "torch", "MODEL": str(model_folder()), "KV_BYTES": "100"}
+    assert run(Role.DECODE, GOOD | {f"BANYAN_DECODE_{k}": v for k, v in changes.items()}) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("BANYAN_DECODE_KV_BYTES=100: expected ") and said.count("\n") == 1
+    assert "which is one block of this model" in said
 
 
 def test_a_worker_runs_without_torch_and_drains_on_sigterm() -> None:

@@ -13,6 +13,7 @@ from banyan_cli.plan import MAX_REPLICAS
 
 HOST = "127.0.0.1"
 MAX_ROUTERS = 4
+MAX_PORT = 65535
 # Below the range from which systems draw the ports of outgoing connections: a process that comes
 # back must find its port free.
 _FIRST_PORT, _LAST_PORT = 20_000, 32_000
@@ -69,6 +70,7 @@ def check_options(options: MeshOptions) -> None:
     _check_count("--prefill", options.num_prefill, 0, MAX_REPLICAS)
     _check_count("--decode", options.num_decode, 1, MAX_REPLICAS)
     _check_count("--routers", options.num_routers, 1, MAX_ROUTERS)
+    _check_count("--port", options.port, 0, MAX_PORT)
     if not options.policies.is_file():
         raise CommandError(f"The policy file {options.policies} does not exist.")
     if options.runner is RunnerKind.TORCH:

@@ -53,12 +53,8 @@ class BlockManager:
         return len(self._free)
 
     @property
-    def num_cached(self) -> int:
-        """Blocks with known content that nothing refers to."""
-        return len(self._idle)
-
-    @property
     def num_available(self) -> int:
+        """Free ones, and those with known content that nothing refers to."""
         return len(self._free) + len(self._idle)
 
     @property

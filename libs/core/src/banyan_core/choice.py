@@ -30,6 +30,10 @@ class Verb(StrEnum):
     DECODE = "decode"
 
 
+HANDED_OVER = "handed over"
+"""How a prefill leg ends that did its part: its one token is there, decode goes on."""
+
+
 @dataclass(slots=True)
 class Leg:
     """One sequence on one worker."""

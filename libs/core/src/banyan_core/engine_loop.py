@@ -90,10 +90,6 @@ class EngineLoop:
         """Where this content lies, if it is here."""
         return self._blocks.block_of(block_hash)
 
-    def num_cached_blocks(self, hashes: Seq[BlockHash]) -> int:
-        """How many of these, from the first on without a hole, are here."""
-        return len(self._blocks.match(hashes))
-
     def cached_hashes(self) -> tuple[BlockHash, ...]:
         return self._blocks.hashes()
 

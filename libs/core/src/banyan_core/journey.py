@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from banyan_core.choice import Choice, Leg, Phase, Verb
+from banyan_core.choice import HANDED_OVER, Choice, Leg, Phase, Verb
 from banyan_core.journey_asks import place_query, sequence_spec
 from banyan_core.journey_books import Books
 from banyan_core.journey_messages import (
@@ -245,14 +245,15 @@ class Journey:
     def _leg_ended(self, now: int, choice: Choice, leg: Leg, report: SequenceReport) -> None:
         finish = report.finish
         assert finish is not None
-        leg.running, leg.end = False, finish.value
+        known = report.first_index + len(report.tokens)
+        one_token = leg.verb is Verb.PREFILL and finish is Finish.LENGTH
+        is_part = one_token and known < self.accepted.sampling.max_tokens
+        leg.running, leg.end = False, HANDED_OVER if is_part else finish.value
         self._emit(AckEnd(leg.worker.worker_id, leg.sequence_id))
         if finish is Finish.FAILED:
             self._end(now, Outcome.FAILED, report.error or "the worker could not serve it", False)
         elif finish in (Finish.STOP, Finish.LENGTH):
-            known = report.first_index + len(report.tokens)
-            only_first = leg.verb is Verb.PREFILL and finish is Finish.LENGTH
-            if not only_first or known >= self.accepted.sampling.max_tokens:
+            if not is_part:
                 choice.pending_finish, choice.ends_at = finish, known
         else:
             leg.running = True

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from heapq import heappop, heappush
 
-from banyan_core.choice import Choice
+from banyan_core.choice import Choice, Phase
 from banyan_core.journey import Journey, JourneyLimits
 from banyan_core.journey_messages import (
     Accepted,
@@ -46,6 +46,14 @@ class Journeys:
     @property
     def num_open(self) -> int:
         return len(self._open)
+
+    @property
+    def num_waiting(self) -> int:
+        """Open requests that no worker works on now."""
+        return sum(
+            all(choice.phase is not Phase.RUNNING for choice in journey.choices)
+            for journey in self._open.values()
+        )
 
     def journey(self, request_id: str) -> Journey | None:
         """An open journey, to look at."""

@@ -11,10 +11,13 @@ import json
 import socket
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Annotated
 
 from banyan_runtime.directory import Directory
+from banyan_runtime.settings import Parsed
 
 _DNS_TIMEOUT_S = 2.0
+_EXPECTED = "static:SERVICE=HOST:PORT,...;..., dns:SERVICE=NAME:PORT;... or file:/PATH"
 
 
 class StaticDirectory:
@@ -99,10 +102,11 @@ def parse_directory(spec: str) -> Directory:
         return StaticDirectory(_parse_services(rest))
     if colon and kind == "dns":
         return DnsDirectory(_parse_services(rest))
-    raise ValueError(
-        f"{spec!r} is no directory: expected static:SERVICE=HOST:PORT,...;..., "
-        "dns:SERVICE=NAME:PORT;... or file:/PATH"
-    )
+    raise ValueError(f"expected {_EXPECTED}")
+
+
+DirectorySetting = Annotated[Directory, Parsed(_EXPECTED, parse_directory)]
+"""The type of the setting that names a directory."""
 
 
 def _parse_services(text: str) -> dict[str, tuple[str, ...]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import socket
+import ssl
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -25,6 +25,7 @@ from grpc_health.v1 import (  # type: ignore[import-untyped]  # it ships no type
 )
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]  # nor does this
 
+from banyan_runtime.listening import cannot_listen, listen
 from banyan_runtime.rpc import (
     BidiStream,
     ClientStream,
@@ -92,7 +93,10 @@ class ChannelSecurity:
 
     @classmethod
     def mtls(cls, key: Path, certificate: Path, authority: Path) -> ChannelSecurity:
-        """From three PEM files. Raises OSError when one cannot be read."""
+        """From three PEM files. Raises OSError when one cannot be read or used."""
+        trial = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # gRPC itself would blame the address
+        trial.load_cert_chain(certificate, key)
+        trial.load_verify_locations(authority)
         return cls(key.read_bytes(), certificate.read_bytes(), authority.read_bytes())
 
     @classmethod
@@ -113,7 +117,8 @@ class ChannelSecurity:
         try:
             return cls.mtls(*paths)
         except OSError as error:
-            raise SettingsError(f"BANYAN_CHANNELS={spec}: {error}.") from None
+            expected = f"expected three PEM files that belong together ({error.strerror})"
+            raise SettingsError(f"BANYAN_CHANNELS={spec}: {expected}.") from None
 
     @property
     def is_plain(self) -> bool:
@@ -308,22 +313,6 @@ async def _aborting(handler: Handler, context: Any) -> AsyncIterator[None]:
         await context.abort(grpc.StatusCode.INTERNAL, message)
 
 
-def _check_free(address: str) -> None:
-    """Try the port before gRPC does, which would log its own lines to standard error."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    try:
-        with socket.create_server((host, int(port)), family=family):
-            return
-    except (OSError, ValueError, OverflowError):
-        raise _cannot_listen(address) from None
-
-
-def _cannot_listen(address: str) -> OSError:
-    return OSError(errno.EADDRINUSE, f"cannot listen on {address}: is the port in use?")
-
-
 class GrpcNetwork:
     """One process's access to the mesh over gRPC."""
 
@@ -354,16 +343,16 @@ class GrpcNetwork:
         return bound
 
     def _bind(self, server: grpc.aio.Server, address: str) -> int:
-        _check_free(address)
+        listen(address).close()  # before gRPC tries, which would log its own lines
         try:
             if self._security.is_plain:
                 port = server.add_insecure_port(address)
             else:
                 port = server.add_secure_port(address, self._security.server_credentials())
-        except RuntimeError:
-            port = 0
+        except RuntimeError as error:
+            raise cannot_listen(address, error) from None
         if port == 0:
-            raise _cannot_listen(address)
+            raise cannot_listen(address, OSError(errno.EADDRINUSE, "gRPC got no port"))
         return port
 
     async def close(self) -> None:

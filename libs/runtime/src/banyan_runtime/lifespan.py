@@ -11,7 +11,8 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AsyncExitStack
 from typing import Any, Protocol, TypeVar
 
 import uvloop
@@ -31,21 +32,16 @@ class Running(Protocol):
         ...
 
 
-class Closable(Protocol):
-    async def close(self) -> None: ...
-
-
 class Assembly:
-    """What a `main` built: the service, and the adapters that are closed after it, in order."""
+    """A started service, and the adapters that are closed after it, newest first."""
 
-    def __init__(self, service: Running, adapters: Sequence[Closable] = ()) -> None:
+    def __init__(self, service: Running, adapters: AsyncExitStack) -> None:
         self._service = service
         self._adapters = adapters
 
     async def stop(self, grace_s: float) -> None:
-        await self._service.stop(grace_s)
-        for adapter in self._adapters:
-            await adapter.close()
+        async with self._adapters:
+            await self._service.stop(grace_s)
 
 
 def guard(task: asyncio.Task[Any]) -> None:

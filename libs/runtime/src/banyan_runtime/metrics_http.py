@@ -10,6 +10,8 @@ import asyncio
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
+from banyan_runtime.listening import listen
+
 _MAX_REQUEST_BYTES = 16 * 1024
 _TIMEOUT_S = 5.0
 
@@ -27,7 +29,7 @@ class MetricsServer:
 
 
 async def serve_metrics_http(registry: CollectorRegistry, address: str) -> MetricsServer:
-    """Serve GET /metrics on `host:port`. Raises OSError when the address is taken."""
+    """Serve GET /metrics on `host:port`. Raises OSError when the address cannot be had."""
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -40,9 +42,9 @@ async def serve_metrics_http(registry: CollectorRegistry, address: str) -> Metri
         finally:
             writer.close()
 
-    host, _, port = address.rpartition(":")
-    server = await asyncio.start_server(answer, host, int(port), limit=_MAX_REQUEST_BYTES)
-    return MetricsServer(server, f"{host}:{server.sockets[0].getsockname()[1]}")
+    taken = listen(address)
+    server = await asyncio.start_server(answer, sock=taken, limit=_MAX_REQUEST_BYTES)
+    return MetricsServer(server, f"{address.rpartition(':')[0]}:{taken.getsockname()[1]}")
 
 
 def _respond(registry: CollectorRegistry, head: bytes) -> bytes:

@@ -72,7 +72,9 @@ def read_policy_file(path: Path) -> PolicyFile:
     try:
         content = tomllib.loads(path.read_text())
     except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"{path}: expected a readable policies file ({error}).") from None
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        expected = f"expected a readable policies file ({reason})"
+        raise SettingsError(f"BANYAN_POLICIES={path}: {expected}.") from None
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path}: not TOML: {error}.") from None
     for name, section in content.items():

@@ -1,19 +1,21 @@
 """Settings: a frozen dataclass read once from the environment, in each service's `main`.
 
 A field `queue_size: int = 64` of a class read with the prefix `BANYAN_ROUTER_` is the key
-`BANYAN_ROUTER_QUEUE_SIZE`. Keys of that prefix that no field knows are refused: a misspelt
-setting that is silently ignored is worse than a stop.
+`BANYAN_ROUTER_QUEUE_SIZE`. Keys of that prefix that no field knows are refused, and keys of the
+mesh that nobody owns: a misspelt setting that is silently ignored is worse than a stop. What a
+value must be beyond its type stands in the annotation, so that no `main` checks it by hand.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Mapping
+import ipaddress
+from collections.abc import Callable, Mapping
 from enum import Enum
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
 
@@ -21,10 +23,64 @@ _KEY = "banyan.settings.key"
 _SECRET = "banyan.settings.secret"
 _TRUE = ("1", "true", "yes", "on")
 _FALSE = ("0", "false", "no", "off")
+_MESH = "BANYAN_"
+_OWNERS = (
+    *("AUTOSCALER", "DECODE", "GATEWAY", "KVSTORE", "METRICS", "PREFILL", "ROUTER"),
+    "TEST",
+)
+SHARED_KEYS = (
+    "BANYAN_ALLOW_OPEN",
+    "BANYAN_API_KEY",  # of clients; services inherit it from the shell that starts them
+    "BANYAN_BUS_URL",
+    "BANYAN_CHANNELS",
+    "BANYAN_DIRECTORY",
+    "BANYAN_INDEX_URL",
+    "BANYAN_MESH_SECRET",
+    "BANYAN_MESH_SECRET_FILE",
+    "BANYAN_POLICIES",
+)
+"""Every key of the mesh that belongs to no single service."""
 
 
 class SettingsError(Exception):
     """One sentence: the key, its value, and what was expected."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Bound:
+    """What a value must fulfil beyond its type: `Annotated[int, Bound("an even number", ...)]`."""
+
+    expected: str
+    holds: Callable[[Any], bool]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Parsed:
+    """A type with a parser of its own, whose ValueError says what was expected."""
+
+    expected: str
+    parse: Callable[[str], Any]
+
+
+def is_address(text: str) -> bool:
+    """Whether it is HOST:PORT; an IPv6 host stands in brackets."""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdecimal() or int(port) > 65535:
+        return False
+    if not host.startswith("["):
+        return ":" not in host
+    try:
+        ipaddress.IPv6Address(host.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return host.endswith("]")
+
+
+Address = Annotated[str, Bound("HOST:PORT, port 0 to 65535", is_address)]
+Positive = Annotated[int, Bound("a whole number from 1", lambda value: value >= 1)]
+NotNegative = Annotated[int, Bound("a whole number from 0", lambda value: value >= 0)]
+Seconds = Annotated[float, Bound("0 or more seconds", lambda value: value >= 0)]
+PositiveSeconds = Annotated[float, Bound("more than 0 seconds", lambda value: value > 0)]
 
 
 def shared(key: str, default: Any = dataclasses.MISSING) -> Any:
@@ -39,7 +95,7 @@ def secret(key: str | None = None, default: Any = dataclasses.MISSING) -> Any:
 
 def read_settings(cls: type[T], prefix: str, env: Mapping[str, str]) -> T:
     """An instance of the dataclass `cls` out of `env`. Raises SettingsError."""
-    hints = get_type_hints(cls)
+    hints = get_type_hints(cls, include_extras=True)
     known: list[str] = []
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # T is a dataclass
@@ -51,6 +107,8 @@ def read_settings(cls: type[T], prefix: str, env: Mapping[str, str]) -> T:
             text, source = _read_secret(key, env)
         if text is not None:
             hide = bool(field.metadata.get(_SECRET))
+            if hints[field.name] is str and _is_required(field) and not text.strip():
+                raise SettingsError(f"{source}={text}: expected text that is not empty.")
             values[field.name] = _convert(source, text, hints[field.name], hide)
         elif _is_required(field):
             raise SettingsError(f"{key} is not set: expected {_expected(hints[field.name])}.")
@@ -78,24 +136,40 @@ def _read_secret(key: str, env: Mapping[str, str]) -> tuple[str | None, str]:
 
 def _refuse_unknown(prefix: str, known: list[str], env: Mapping[str, str]) -> None:
     for key in sorted(env):
-        if key.startswith(prefix) and key not in known:
-            near = difflib.get_close_matches(key, known, n=2, cutoff=0.8)
-            if near:
-                hint = f"did you mean {' or '.join(near)}?"
-            else:
-                hint = f"expected one of {', '.join(sorted(known))}."
-            raise SettingsError(f"{key} is not a setting: {hint}")
+        if key in known or not key.startswith((prefix, _MESH)):
+            continue
+        if key.startswith(prefix):
+            raise SettingsError(f"{key} is not a setting: {_hint(key, known)}")
+        owners = (f"{_MESH}{owner}_" for owner in _OWNERS)
+        if key not in SHARED_KEYS and not key.startswith(tuple(owners)):
+            raise SettingsError(f"{key} is not a setting: {_hint(key, [*known, *SHARED_KEYS])}")
+
+
+def _hint(key: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(key, sorted(set(known)), n=2, cutoff=0.8)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return f"expected one of {', '.join(sorted(set(known)))}."
 
 
 def _convert(key: str, text: str, hint: Any, hide: bool) -> Any:
     inner, optional = _strip_optional(hint)
     if optional and text == "":
         return None
+    shown = "(hidden)" if hide else text
+    inner, rule = _strip_rule(inner)
+    if isinstance(rule, Parsed):
+        try:
+            return rule.parse(text)
+        except ValueError as error:
+            raise SettingsError(f"{key}={shown}: {error}.") from None
     try:
-        return _parse(text, inner)
+        value = _parse(text, inner)
+        if rule is None or rule.holds(value):
+            return value
     except ValueError:
-        shown = "(hidden)" if hide else text
-        raise SettingsError(f"{key}={shown}: expected {_expected(hint)}.") from None
+        pass
+    raise SettingsError(f"{key}={shown}: expected {_expected(hint)}.")
 
 
 def _strip_optional(hint: Any) -> tuple[Any, bool]:
@@ -104,6 +178,13 @@ def _strip_optional(hint: Any) -> tuple[Any, bool]:
         if len(inner) == 1:
             return inner[0], True
     return hint, False
+
+
+def _strip_rule(hint: Any) -> tuple[Any, Bound | Parsed | None]:
+    if get_origin(hint) is Annotated:
+        inner, rule = get_args(hint)
+        return inner, rule
+    return hint, None
 
 
 def _parse(text: str, hint: Any) -> Any:
@@ -131,7 +212,10 @@ def _parse_bool(text: str) -> bool:
 
 def _expected(hint: Any) -> str:
     hint, optional = _strip_optional(hint)
-    if isinstance(hint, type) and issubclass(hint, Enum):
+    hint, rule = _strip_rule(hint)
+    if rule is not None:
+        words = rule.expected
+    elif isinstance(hint, type) and issubclass(hint, Enum):
         words = "one of " + ", ".join(str(member.value) for member in hint)
     else:
         words = {

@@ -25,7 +25,10 @@ _CLOSE_TIMEOUT_S = 1.0
 
 
 class ValkeyBus:
-    """One process's access to the bus. Nothing connects before it is used."""
+    """One process's access to the bus. Nothing connects before it is used.
+
+    Raises ValueError when `url` is none.
+    """
 
     def __init__(
         self,
@@ -41,7 +44,7 @@ class ValkeyBus:
         self._max_records = max_records
         self._buffer: deque[tuple[str, str, bytes]] = deque()
         self._sender: asyncio.Task[None] | None = None
-        self._client: Redis | None = None
+        self._client = connect(url, _SOCKET_TIMEOUT_S)
         self._is_closed = False
 
     def publish(self, topic: str, key: str, value: bytes) -> bool:
@@ -54,13 +57,11 @@ class ValkeyBus:
 
     async def _send(self) -> None:
         """Hand on what is buffered, then end; `publish` starts it again."""
-        if self._client is None:
-            self._client = connect(self._url, _SOCKET_TIMEOUT_S)
         failures = 0
         while self._buffer:
             batch = [self._buffer[i] for i in range(min(_BATCH, len(self._buffer)))]
             try:
-                await self._append(self._client, batch)
+                await self._append(batch)
             except UNREACHABLE:
                 await asyncio.sleep(_backoff_s(failures))
                 failures += 1
@@ -69,8 +70,8 @@ class ValkeyBus:
             for _ in batch:
                 self._buffer.popleft()
 
-    async def _append(self, client: Redis, batch: Sequence[tuple[str, str, bytes]]) -> None:
-        async with client.pipeline(transaction=False) as pipeline:
+    async def _append(self, batch: Sequence[tuple[str, str, bytes]]) -> None:
+        async with self._client.pipeline(transaction=False) as pipeline:
             for topic, key, value in batch:
                 pipeline.xadd(
                     self._prefix + topic,
@@ -123,8 +124,7 @@ class ValkeyBus:
             self._sender.cancel()
             await asyncio.gather(self._sender, return_exceptions=True)
         self._is_closed = True
-        if self._client is not None:
-            await self._client.aclose()
+        await self._client.aclose()
 
 
 def _backoff_s(failures: int) -> float:

@@ -56,6 +56,7 @@ class Shared:
     worker: WorkerOptions = field(default_factory=WorkerOptions)
     journey: JourneyLimits = field(default_factory=JourneyLimits)
     max_open_requests: int = 1000
+    scaling: ScalingConfig = field(default_factory=lambda: ScalingConfig({}))
     recorders: Mapping[str, Recorder] = field(default_factory=dict)  # by host id
 
     @property
@@ -147,7 +148,7 @@ def autoscaler(site: Site) -> AutoscalerService:
         site.bus,
         site.clock,
         DryRunActuator(site.directory),
-        ScalingConfig({}),
+        site.shared.scaling,
         logger=site.logger,
         registry=CollectorRegistry(),
         recorder=site.recorder,

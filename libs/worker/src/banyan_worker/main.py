@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import signal
 import socket
@@ -10,23 +9,18 @@ import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
-
-from prometheus_client import CollectorRegistry
 
 from banyan_core.policies import ONBOARD, OnboardPolicy
 from banyan_core.policies.onboard import Cheapest
 from banyan_core.scheduler import EngineLimits
 from banyan_core.types import NS_PER_S, Role, WorkerRef
-from banyan_runtime.clock import SystemClock
-from banyan_runtime.directories import parse_directory
-from banyan_runtime.directory import Directory
-from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
-from banyan_runtime.lifespan import EXIT_NOT_STARTED, Assembly, run_service
-from banyan_runtime.metrics_http import serve_metrics_http
+from banyan_runtime.directories import DirectorySetting
 from banyan_runtime.policy_file import read_policy_file
-from banyan_runtime.settings import SettingsError, read_settings, shared
-from banyan_runtime.telemetry import json_logger
+from banyan_runtime.redis_client import RedisUrl
+from banyan_runtime.service_main import Kit, ServiceSettings, run_main
+from banyan_runtime.settings import Address, Positive, Seconds, SettingsError, shared
 from banyan_runtime.valkey_bus import ValkeyBus
 from banyan_worker.options import WorkerOptions
 from banyan_worker.runners import Loaded, RunnerKind, load_runner
@@ -41,35 +35,32 @@ class Numerics(StrEnum):
     DETERMINISTIC = "deterministic"
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(ServiceSettings):
     """`advertise` is the address that others call; unset it is `address`, with this machine's
     name where that is every interface. The KV pool is `num_blocks` if set, else what fits into
     `kv_bytes`. `grace_s` is how long running sequences may go on after SIGTERM.
     """
 
-    id: str
-    address: str
-    metrics_address: str
-    bus_url: str = shared("BANYAN_BUS_URL")
-    directory: str = shared("BANYAN_DIRECTORY")
-    channels: str = shared("BANYAN_CHANNELS", default="plain")
-    advertise: str | None = None
-    policies: Path | None = shared("BANYAN_POLICIES", default=None)  # noqa: RUF009 - a field
+    metrics_address: Address
+    bus_url: RedisUrl = shared("BANYAN_BUS_URL")
+    directory: DirectorySetting = shared("BANYAN_DIRECTORY")
+    advertise: Address | None = None
+    policies: Path | None = shared("BANYAN_POLICIES", default=None)
     runner: RunnerKind = RunnerKind.TORCH
     model: Path | None = None
     model_name: str | None = None
     numerics: Numerics = Numerics.FAST
-    block_size: int = 16
-    kv_bytes: int = 256 << 20
-    num_blocks: int | None = None
-    num_threads: int | None = None
-    max_step_tokens: int = 512
-    max_running: int = 64
-    max_waiting: int = 256
+    block_size: Positive = 16
+    kv_bytes: Positive = 256 << 20
+    num_blocks: Positive | None = None
+    num_threads: Positive | None = None
+    max_step_tokens: Positive = 512
+    max_running: Positive = 64
+    max_waiting: Positive = 256
     offload: bool = True
-    stream_grace_s: float = 5.0
-    grace_s: float = 10.0
+    stream_grace_s: Seconds = 5.0
+    grace_s: Seconds = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +68,25 @@ class Wiring:
     """What the settings mean, checked and loaded before anything starts."""
 
     loaded: Loaded
-    directory: Directory
     options: WorkerOptions
     advertise: str
 
 
-def wire(settings: Settings, prefix: str) -> Wiring:
+def wire(role: Role, settings: Settings) -> Wiring:
     """Raises SettingsError."""
-    try:
-        directory = parse_directory(settings.directory)
-    except ValueError as error:
-        raise SettingsError(f"BANYAN_DIRECTORY: {error}.") from None
-    options = _options(settings, prefix)
+    prefix = _prefix(role)
+    _check_together(settings, prefix)
+    options = WorkerOptions(
+        bind_address=settings.address,
+        limits=EngineLimits(
+            max_step_tokens=settings.max_step_tokens,
+            max_running=settings.max_running,
+            max_waiting=settings.max_waiting,
+        ),
+        onboard=_onboard(settings.policies),
+        grace_ns=round(settings.stream_grace_s * NS_PER_S),
+        offload=settings.offload,
+    )
     loaded = load_runner(
         settings.runner,
         prefix=prefix,
@@ -100,32 +98,22 @@ def wire(settings: Settings, prefix: str) -> Wiring:
         num_blocks=settings.num_blocks,
         num_threads=settings.num_threads,
     )
-    return Wiring(loaded, directory, options, settings.advertise or _callable(settings.address))
+    return Wiring(loaded, options, settings.advertise or _callable(settings.address))
 
 
-def _options(settings: Settings, prefix: str) -> WorkerOptions:
-    for name in ("grace_s", "stream_grace_s"):
-        if getattr(settings, name) < 0:
-            value = getattr(settings, name)
-            raise SettingsError(f"{prefix}{name.upper()}={value}: expected 0 or more seconds.")
-    if settings.max_waiting < 1:
-        got = settings.max_waiting
-        raise SettingsError(f"{prefix}MAX_WAITING={got}: expected 1 or more sequences.")
-    try:
-        limits = EngineLimits(
-            max_step_tokens=settings.max_step_tokens,
-            max_running=settings.max_running,
-            max_waiting=settings.max_waiting,
-        )
-    except ValueError as error:
-        raise SettingsError(f"{prefix}MAX_RUNNING: {error}.") from None
-    return WorkerOptions(
-        bind_address=settings.address,
-        limits=limits,
-        onboard=_onboard(settings.policies),
-        grace_ns=round(settings.stream_grace_s * NS_PER_S),
-        offload=settings.offload,
-    )
+def _prefix(role: Role) -> str:
+    return f"BANYAN_{role.value.upper()}_"
+
+
+def _check_together(settings: Settings, prefix: str) -> None:
+    """What is right or wrong only beside another setting."""
+    most, threads = settings.max_step_tokens, settings.num_threads
+    if settings.max_running > most:
+        expected = f"expected 1 to {most}, which is {prefix}MAX_STEP_TOKENS"
+        raise SettingsError(f"{prefix}MAX_RUNNING={settings.max_running}: {expected}.")
+    if settings.numerics is Numerics.DETERMINISTIC and threads not in (None, 1):
+        expected = f"expected 1, because {prefix}NUMERICS is deterministic"
+        raise SettingsError(f"{prefix}NUM_THREADS={threads}: {expected}.")
 
 
 def _onboard(path: Path | None) -> OnboardPolicy:
@@ -141,44 +129,31 @@ def _callable(address: str) -> str:
     return f"{socket.gethostname()}:{port}" if host in _ANY_HOST else address
 
 
-async def start(role: Role, settings: Settings, wiring: Wiring, logger: logging.Logger) -> Assembly:
-    """Raises OSError when an address is taken."""
-    clock = SystemClock()
-    registry = CollectorRegistry()
-    network = GrpcNetwork(ChannelSecurity.parse(settings.channels))
-    bus = ValkeyBus(settings.bus_url)
+async def start(role: Role, settings: Settings, wiring: Wiring, kit: Kit) -> WorkerService:
+    """Raises OSError when an address cannot be had."""
+    await kit.serve_metrics(settings.metrics_address)
     service = WorkerService(
-        WorkerRef(settings.id, clock.unix_ns(), wiring.advertise, role),
+        WorkerRef(settings.id, kit.clock.unix_ns(), wiring.advertise, role),
         wiring.loaded.card,
         wiring.loaded.runner,
-        network,
-        bus,
-        wiring.directory,
-        clock,
+        kit.network,
+        kit.keep(ValkeyBus(settings.bus_url)),
+        settings.directory,
+        kit.clock,
         ThreadExecutor(),
         wiring.options,
-        logger=logger,
-        registry=registry,
+        logger=kit.logger,
+        registry=kit.registry,
+        recorder=kit.recorder,
         on_drained=lambda: signal.raise_signal(signal.SIGTERM),
     )
-    metrics = await serve_metrics_http(registry, settings.metrics_address)
     await service.start()
-    return Assembly(service, (metrics, network, bus))
+    return service
 
 
 def run(role: Role, env: Mapping[str, str]) -> int:
     """The exit code."""
-    prefix = f"BANYAN_{role.value.upper()}_"
-    try:
-        settings = read_settings(Settings, prefix, env)
-        wiring = wire(settings, prefix)
-    except SettingsError as error:
-        print(error, file=sys.stderr)
-        return EXIT_NOT_STARTED
-    logger = json_logger(role.value, settings.id)
-    return run_service(
-        lambda: start(role, settings, wiring, logger), grace_s=settings.grace_s, logger=logger
-    )
+    return run_main(role.value, Settings, env, partial(wire, role), partial(start, role))
 
 
 def run_worker(role: Role) -> None:

@@ -44,9 +44,12 @@ def load_runner(
     num_blocks: int | None,
     num_threads: int | None,
 ) -> Loaded:
-    """Build the runner. Raises SettingsError, with keys that start with `prefix`."""
+    """Build the runner out of sizes that are 1 or more.
+
+    Raises SettingsError, with keys that start with `prefix`.
+    """
     if kind is RunnerKind.ECHO:
-        return _echo(prefix, name, numerics, block_size, num_blocks)
+        return _echo(name, numerics, block_size, num_blocks)
     if folder is None:
         raise SettingsError(f"{prefix}MODEL is not set: expected the folder of a model.")
     try:
@@ -58,6 +61,13 @@ def load_runner(
         ) from None
     try:
         card = read_card(folder, block_size, numerics, name)
+    except ModelFolderError as error:
+        raise SettingsError(f"{prefix}MODEL={folder}: {error}") from None
+    block_bytes = card.kv_layout.token_bytes * block_size
+    if num_blocks is None and kv_bytes < block_bytes:
+        expected = f"expected {block_bytes} or more, which is one block of this model"
+        raise SettingsError(f"{prefix}KV_BYTES={kv_bytes}: {expected}.")
+    try:
         runner = TorchRunner(
             folder,
             num_blocks=num_blocks,
@@ -71,14 +81,7 @@ def load_runner(
     return Loaded(runner, card)
 
 
-def _echo(
-    prefix: str, name: str | None, numerics: str, block_size: int, num_blocks: int | None
-) -> Loaded:
+def _echo(name: str | None, numerics: str, block_size: int, num_blocks: int | None) -> Loaded:
     num_blocks = ECHO_BLOCKS if num_blocks is None else num_blocks
-    if block_size < 1 or num_blocks < 1:
-        raise SettingsError(
-            f"{prefix}BLOCK_SIZE={block_size}, {prefix}NUM_BLOCKS={num_blocks}: "
-            "expected 1 or more of each."
-        )
     card = echo_card(block_size, numerics, name or "echo")
     return Loaded(EchoRunner(num_blocks, block_size, EchoLatency()), card)

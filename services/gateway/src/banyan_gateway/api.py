@@ -74,6 +74,7 @@ def build_app(
     options: ApiOptions,
 ) -> FastAPI:
     """The ASGI application. Nothing in it runs until it is served."""
+    tools.registry.register(gateway.metrics)
     app = FastAPI(
         title="Banyan", version=options.version, docs_url=None, redoc_url=None, openapi_url=None
     )

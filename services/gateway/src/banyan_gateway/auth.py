@@ -71,7 +71,9 @@ def read_keys(path: Path) -> KeyRing:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, ValueError) as error:
-        raise SettingsError(f"{path}: expected a readable key file ({error}).") from None
+        reason = error.strerror if isinstance(error, OSError) else "not text"
+        shown = f"BANYAN_GATEWAY_KEY_FILE={path}"
+        raise SettingsError(f"{shown}: expected a readable key file ({reason}).") from None
     tenants: dict[bytes, Tenant] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -90,12 +92,13 @@ def read_keys(path: Path) -> KeyRing:
     return KeyRing(tenants)
 
 
-def check_exposure(host: str, keys: KeyRing, allow_open: bool) -> None:
-    """Raises SettingsError when strangers could call without a key."""
+def check_exposure(address: str, keys: KeyRing, allow_open: bool) -> None:
+    """Raises SettingsError when strangers could call at `host:port` without a key."""
+    host = address.rpartition(":")[0]
     if keys.is_open and not allow_open and not _is_loopback(host):
         raise SettingsError(
-            f"address {host} is not loopback and there is no key file: set "
-            "BANYAN_GATEWAY_KEY_FILE, bind 127.0.0.1, or set BANYAN_ALLOW_OPEN=1."
+            f"BANYAN_GATEWAY_ADDRESS={address}: expected a loopback host, for there is no key "
+            "file: set BANYAN_GATEWAY_KEY_FILE, or BANYAN_ALLOW_OPEN=1."
         )
 
 

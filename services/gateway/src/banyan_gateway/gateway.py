@@ -42,6 +42,7 @@ from banyan_gateway.answer import Answer
 from banyan_gateway.ports import Delta, GenerationRequest, RequestFailed, Usage
 from banyan_gateway.request_events import ALIVE_EVERY_S, RequestEvents
 from banyan_gateway.request_log import RequestLog, record_view
+from banyan_gateway.request_metrics import RequestMetrics
 from banyan_gateway.router_client import RouterClient
 from banyan_gateway.worker_calls import WorkerCalls
 from banyan_runtime import wire
@@ -103,6 +104,7 @@ class Gateway:
         self._idle.set()
         self._stopping = False
         self._journeys = Journeys(gateway_id, epoch, options.limits)
+        self.metrics = RequestMetrics(card.name, self._count_open)
         self._pump: Pump[JourneyFact, JourneyCommand] = Pump(
             self._journeys, clock, self._apply, recorder
         )
@@ -122,6 +124,10 @@ class Gateway:
     @property
     def num_open(self) -> int:
         return len(self._answers)
+
+    def _count_open(self) -> tuple[int, int]:
+        num_waiting = self._journeys.num_waiting
+        return self._journeys.num_open - num_waiting, num_waiting
 
     async def start(self) -> None:
         self._tasks.spawn("journeys", self._pump.run())
@@ -264,6 +270,7 @@ class Gateway:
         record = replace(command.record, num_output_tokens=answer.num_output_tokens)
         self._log.keep(record)
         self._events.ended(record)
+        self.metrics.ended(record)
         self._logger.info(
             "request ended",
             extra={

@@ -15,6 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from banyan_runtime.lifespan import Tasks
+from banyan_runtime.listening import listen
 
 _BACKLOG = 2048
 _KEEP_ALIVE_S = 60
@@ -44,10 +45,13 @@ class _Server(uvicorn.Server):
 
 
 class HttpServer:
-    """Serves `app` at `host:port` (port 0: any) in front of `driving`."""
+    """Serves `app` at `host:port` (port 0: any) in front of `driving`.
+
+    Raises OSError when the address cannot be had.
+    """
 
     def __init__(self, app: ASGIApp, address: str, driving: Driving) -> None:
-        self._socket = _bind(address)
+        self._socket = listen(address, _BACKLOG)
         self._driving = driving
         config = uvicorn.Config(
             app,
@@ -87,20 +91,3 @@ class HttpServer:
         with suppress(TimeoutError):  # of a client that does not read its last words
             async with asyncio.timeout(_LAST_WORDS_S):
                 await self._serving
-
-
-def _bind(address: str) -> socket.socket:
-    """A listening socket. Raises OSError with one sentence when the address cannot be had."""
-    host, _, port = address.rpartition(":")
-    host = host.strip("[]")
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    bound = socket.socket(family, socket.SOCK_STREAM)
-    try:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind((host, int(port)))
-        bound.listen(_BACKLOG)  # only now is the port surely ours
-    except OSError as error:
-        bound.close()
-        message = f"cannot listen on {address} ({error.strerror}): choose another address."
-        raise OSError(error.errno, message) from None
-    return bound

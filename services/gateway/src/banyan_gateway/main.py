@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import sys
@@ -12,24 +11,25 @@ from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 
-from prometheus_client import CollectorRegistry
-
 from banyan_core.types import NS_PER_S, ModelCard
 from banyan_gateway.api import ApiOptions, ApiTools, build_app
 from banyan_gateway.auth import KeyRing, check_exposure, read_keys
 from banyan_gateway.gateway import Gateway, GatewayOptions
 from banyan_gateway.http_server import HttpServer
 from banyan_gateway.reply import ReplyOptions
-from banyan_runtime.clock import SystemClock
-from banyan_runtime.directories import parse_directory
-from banyan_runtime.directory import Directory
-from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
-from banyan_runtime.lifespan import EXIT_NOT_STARTED, Assembly, Closable, run_service
-from banyan_runtime.metrics_http import serve_metrics_http
+from banyan_runtime.directories import DirectorySetting
 from banyan_runtime.offload import ThreadOffload
-from banyan_runtime.recorder import FileRecorder
-from banyan_runtime.settings import SettingsError, read_settings, secret, shared
-from banyan_runtime.telemetry import json_logger
+from banyan_runtime.redis_client import RedisUrl
+from banyan_runtime.service_main import Kit, ServiceSettings, run_main
+from banyan_runtime.settings import (
+    Address,
+    Positive,
+    PositiveSeconds,
+    Seconds,
+    SettingsError,
+    secret,
+    shared,
+)
 from banyan_runtime.valkey_bus import ValkeyBus
 from banyan_text.card import echo_card, read_card
 from banyan_text.hf_tokenizer import HfTokenizer
@@ -49,89 +49,53 @@ class Numerics(StrEnum):
     DETERMINISTIC = "deterministic"
 
 
-@dataclass(frozen=True, slots=True)
-class Settings:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings(ServiceSettings):
     """Runner, model, block size and numerics must be those of the workers: they make the card.
 
     `mesh_secret` is the same for all gateways of a mesh, and kept: KV is shared under it.
     `default_deadline_s` 0 is none. `metrics_address` serves /metrics without a key.
     """
 
-    id: str
-    address: str
-    directory: str = shared("BANYAN_DIRECTORY")
-    bus_url: str = shared("BANYAN_BUS_URL")
-    channels: str = shared("BANYAN_CHANNELS", default="plain")
+    directory: DirectorySetting = shared("BANYAN_DIRECTORY")
+    bus_url: RedisUrl = shared("BANYAN_BUS_URL")
     mesh_secret: str = secret("BANYAN_MESH_SECRET", "")
     allow_open: bool = shared("BANYAN_ALLOW_OPEN", False)
     model: Path | None = None
     model_name: str | None = None
     runner: RunnerKind = RunnerKind.TORCH
     numerics: Numerics = Numerics.FAST
-    block_size: int = 16
+    block_size: Positive = 16
     key_file: Path | None = None
-    metrics_address: str | None = None
-    max_open_requests: int = 1000
-    body_bytes_max: int = 8 * 1024 * 1024
-    keep_alive_s: float = 10.0
-    write_timeout_s: float = 30.0
-    default_deadline_s: float = 0.0
-    text_threads: int = 2
-    record: Path | None = None
-    grace_s: float = 10.0
+    metrics_address: Address | None = None
+    max_open_requests: Positive = 1000
+    body_bytes_max: Positive = 8 * 1024 * 1024
+    keep_alive_s: PositiveSeconds = 10.0
+    write_timeout_s: PositiveSeconds = 30.0
+    default_deadline_s: Seconds = 0.0
+    text_threads: Positive = 2
+    grace_s: Seconds = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Wiring:
     """What the settings mean, checked before anything starts."""
 
-    directory: Directory
     keys: KeyRing
     tokenizer: Tokenizer
     card: ModelCard
 
 
-class _Recording:
-    """Ends the record after the service, so that its last decisions are in it."""
-
-    def __init__(self, recorder: FileRecorder) -> None:
-        self._recorder = recorder
-
-    async def close(self) -> None:
-        self._recorder.close()
-
-
 def wire(settings: Settings) -> Wiring:
     """Raises SettingsError."""
-    host, _, port = settings.address.rpartition(":")
-    if not host or not port.isdecimal() or int(port) > 65535:
-        expected = "expected HOST:PORT, port 0 to 65535"
-        raise SettingsError(f"{PREFIX}ADDRESS={settings.address}: {expected}.")
-    _check_bounds(settings)
     keys = KeyRing() if settings.key_file is None else read_keys(settings.key_file)
-    check_exposure(host, keys, settings.allow_open)
+    check_exposure(settings.address, keys, settings.allow_open)
     if not keys.is_open and not settings.mesh_secret:
         raise SettingsError(
             "BANYAN_MESH_SECRET is not set: tenants need one, 32 random characters."
         )
-    try:
-        directory = parse_directory(settings.directory)
-    except ValueError as error:
-        raise SettingsError(f"BANYAN_DIRECTORY: {error}.") from None
     tokenizer, card = _model(settings)
-    return Wiring(directory, keys, tokenizer, card)
-
-
-def _check_bounds(settings: Settings) -> None:
-    positive = ("block_size", "max_open_requests", "body_bytes_max", "text_threads")
-    for name in (*positive, "keep_alive_s", "write_timeout_s"):
-        if getattr(settings, name) <= 0:
-            value = getattr(settings, name)
-            raise SettingsError(f"{PREFIX}{name.upper()}={value}: expected more than 0.")
-    for name in ("default_deadline_s", "grace_s"):
-        if getattr(settings, name) < 0:
-            value = getattr(settings, name)
-            raise SettingsError(f"{PREFIX}{name.upper()}={value}: expected 0 or more.")
+    return Wiring(keys, tokenizer, card)
 
 
 def _model(settings: Settings) -> tuple[Tokenizer, ModelCard]:
@@ -144,43 +108,36 @@ def _model(settings: Settings) -> tuple[Tokenizer, ModelCard]:
         card = read_card(settings.model, size, numerics, settings.model_name)
         return HfTokenizer(settings.model), card
     except ModelFolderError as error:
-        raise SettingsError(f"{PREFIX}MODEL: {error}") from None
+        raise SettingsError(f"{PREFIX}MODEL={settings.model}: {error}") from None
 
 
-async def start(settings: Settings, wiring: Wiring, logger: logging.Logger) -> Assembly:
-    """Raises OSError when an address is taken or the record cannot be written."""
-    clock, registry = SystemClock(), CollectorRegistry()
-    network = GrpcNetwork(ChannelSecurity.parse(settings.channels))
-    bus = ValkeyBus(settings.bus_url)
-    offload = ThreadOffload(settings.text_threads)
-    recorder = None if settings.record is None else FileRecorder(settings.record)
+async def start(settings: Settings, wiring: Wiring, kit: Kit) -> HttpServer:
+    """Raises OSError when an address cannot be had."""
+    if settings.metrics_address is not None:
+        await kit.serve_metrics(settings.metrics_address)
+    offload = kit.keep(ThreadOffload(settings.text_threads))
     gateway = Gateway(
         settings.id,
-        clock.unix_ns(),
+        kit.clock.unix_ns(),
         wiring.card,
         wiring.tokenizer,
-        network,
-        wiring.directory,
-        bus,
-        clock,
+        kit.network,
+        settings.directory,
+        kit.keep(ValkeyBus(settings.bus_url)),
+        kit.clock,
         offload,
-        logger,
+        kit.logger,
         GatewayOptions(settings.mesh_secret.encode(), settings.max_open_requests),
-        recorder,
+        kit.recorder,
     )
-    tools = ApiTools(clock, offload, lambda: secrets.randbits(63), logger, registry)
+    tools = ApiTools(kit.clock, offload, lambda: secrets.randbits(63), kit.logger, kit.registry)
     app = build_app(
         gateway, wiring.tokenizer, wiring.card, wiring.keys, tools, _api_options(settings)
     )
     server = HttpServer(app, settings.address, gateway)
-    adapters: list[Closable] = [network, bus, offload]
-    if settings.metrics_address is not None:
-        adapters.insert(0, await serve_metrics_http(registry, settings.metrics_address))
-    if recorder is not None:
-        adapters.append(_Recording(recorder))
     await server.start()
-    logger.info("serving", extra={"address": server.address, "model": wiring.card.name})
-    return Assembly(server, adapters)
+    kit.logger.info("serving", extra={"address": server.address, "model": wiring.card.name})
+    return server
 
 
 def _api_options(settings: Settings) -> ApiOptions:
@@ -195,16 +152,7 @@ def _api_options(settings: Settings) -> ApiOptions:
 
 def run(env: Mapping[str, str]) -> int:
     """The exit code."""
-    try:
-        settings = read_settings(Settings, PREFIX, env)
-        wiring = wire(settings)
-    except SettingsError as error:
-        print(error, file=sys.stderr)
-        return EXIT_NOT_STARTED
-    logger = json_logger("gateway", settings.id)
-    return run_service(
-        lambda: start(settings, wiring, logger), grace_s=settings.grace_s, logger=logger
-    )
+    return run_main("gateway", Settings, env, wire, start)
 
 
 def main() -> None:

@@ -11,6 +11,8 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Protocol
 
+from prometheus_client.registry import Collector
+
 from banyan_core.types import OutputToken, SamplingParams
 
 
@@ -86,6 +88,11 @@ class RequestFailed(Exception):
 
 
 class GatewayPort(Protocol):
+    @property
+    def metrics(self) -> Collector:
+        """Figures of requests, for the registry behind /metrics."""
+        ...
+
     def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Usage, None]:
         """Drive one request. Yields deltas of all its choices, then one `Usage`, then ends.
 

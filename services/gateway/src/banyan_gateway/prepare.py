@@ -196,7 +196,7 @@ class Preparer:
         alone = len(prompts.token_ids) == 1
         for index, token_ids in enumerate(prompts.token_ids):
             param = prompts.param if alone else f"{prompts.param}[{index}]"
-            max_tokens = self._max_tokens(param, len(token_ids), wanted[1])
+            max_tokens = self._max_tokens(param, len(token_ids), wanted)
             if sampling.min_tokens > max_tokens:
                 raise invalid("min_tokens", f"expected at most {wanted[0]}, which is {max_tokens}")
             request_id = template.request_id if alone else f"{template.request_id}-{index}"
@@ -210,12 +210,16 @@ class Preparer:
             )
         return tuple(requests)
 
-    def _max_tokens(self, param: str, num_prompt_tokens: int, wanted: int | None) -> int:
+    def _max_tokens(
+        self, param: str, num_prompt_tokens: int, wanted: tuple[str, int | None]
+    ) -> int:
         if num_prompt_tokens == 0:
             raise invalid(param, "expected at least one token")
         context = self._card.context_tokens
         num_left = context - num_prompt_tokens
-        max_tokens = num_left if wanted is None else wanted
+        name, value = wanted
+        max_tokens = num_left if value is None else value
         if num_left < 1 or max_tokens > num_left:
+            param = name if value is not None and value > context else param
             raise validate.context_exceeded(param, context, num_prompt_tokens, max(max_tokens, 1))
         return max_tokens

@@ -57,6 +57,8 @@ class NotYet(WithoutEffect, kw_only=True):
 
 # Values with which a field of `NotYet` asks for nothing that is missing.
 HARMLESS: Final[dict[str, Any]] = {
+    "tools": [],
+    "functions": [],
     "tool_choice": "none",
     "response_format": {"type": "text"},
     "modalities": ["text"],
@@ -89,7 +91,7 @@ class GenerationBody(NotYet, kw_only=True):
     top_p: float | None = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, Any] | None = None
     top_k: int | None = None
     min_p: float | None = None
     repetition_penalty: float | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from banyan_core.types import SamplingParams
 from banyan_gateway.errors import ApiError, invalid
@@ -23,6 +23,7 @@ STOP_CHARS_MAX = 256
 STOP_TOKEN_IDS_MAX = 128
 LOGIT_BIAS_MAX = 1024
 CACHE_SALT_CHARS_MAX = 1024
+LOGIT_BIAS_KEY_CHARS_MAX = 40
 TOP_LOGPROBS_MAX = 20
 COMPLETION_LOGPROBS_MAX = 5
 
@@ -30,6 +31,7 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 _NOT_YET_FIELDS = tuple(
     name for name in NotYet.__struct_fields__ if name not in WithoutEffect.__struct_fields__
 )
+_EMPTY_LISTS = ("tools", "functions")  # some clients always send them, empty
 _MESSAGE_NOT_YET = ("audio", "tool_calls", "tool_call_id", "function_call", "reasoning_content")
 
 Number = TypeVar("Number", int, float)
@@ -37,7 +39,8 @@ Number = TypeVar("Number", int, float)
 
 def ignored_fields(body: GenerationBody) -> tuple[str, ...]:
     """Fields that were given, are known, and have no effect."""
-    given = [name for name in WithoutEffect.__struct_fields__ if getattr(body, name) is not None]
+    known = (*WithoutEffect.__struct_fields__, *_EMPTY_LISTS)
+    given = [name for name in known if getattr(body, name) is not None]
     options = body.stream_options
     if options is not None and options.include_obfuscation is not None:
         given.append("stream_options.include_obfuscation")
@@ -176,16 +179,18 @@ def _content(param: str, content: str | list[ContentPart]) -> str:
     return "\n".join(part.text or "" for part in content)
 
 
-def _logit_bias(biases: dict[str, float], vocab_size: int) -> tuple[tuple[int, float], ...]:
+def _logit_bias(biases: dict[str, Any], vocab_size: int) -> tuple[tuple[int, float], ...]:
     if len(biases) > LOGIT_BIAS_MAX:
         raise invalid("logit_bias", f"expected at most {LOGIT_BIAS_MAX} entries")
     checked = {}
     for key, bias in biases.items():
+        param = f"logit_bias.{key[:LOGIT_BIAS_KEY_CHARS_MAX]}"
         known = key.isascii() and key.isdecimal() and len(key) <= 10 and int(key) < vocab_size
         if not known:
-            expected = f"expected keys that are token ids from 0 to {vocab_size - 1}"
-            raise invalid("logit_bias", expected)
-        checked[int(key)] = _within(f"logit_bias.{key}", bias, -100.0, 100.0, 0.0)
+            raise invalid(param, f"expected a key that is a token id from 0 to {vocab_size - 1}")
+        if isinstance(bias, bool) or not isinstance(bias, int | float):
+            raise invalid(param, "expected a number")
+        checked[int(key)] = float(_within(param, bias, -100.0, 100.0, 0.0))
     return tuple(sorted(checked.items()))
 
 
@@ -200,7 +205,8 @@ def _within(param: str, value: Number | None, low: Number, high: Number, default
     if value is None:
         return default
     if not low <= value <= high:
-        raise invalid(param, f"expected a number from {low} to {high}, got {_short(value)}")
+        kind = "a whole number" if isinstance(low, int) else "a number"
+        raise invalid(param, f"expected {kind} from {low} to {high}, got {_short(value)}")
     return value
 
 
@@ -225,6 +231,6 @@ def context_exceeded(
     """400 with OpenAI's code: clients look for it to shorten what they send."""
     message = (
         f"this model's context is {context_tokens} tokens, but the prompt has {num_prompt_tokens} "
-        f"and {max_tokens} are asked for: shorten the prompt or lower max_tokens"
+        f"and {_short(max_tokens)} are asked for: shorten the prompt or lower max_tokens"
     )
     return ApiError(400, message, param, "context_length_exceeded")

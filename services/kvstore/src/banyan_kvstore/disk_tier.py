@@ -59,6 +59,11 @@ class DiskTier:
         self.num_hits += 1
         return block
 
+    def touch(self, block_hash: BlockHash) -> None:
+        """Count a block as used, if it is here: its copy in memory was."""
+        if block_hash in self._sizes:
+            self._sizes.move_to_end(block_hash)
+
     async def put(self, block: Block) -> tuple[BlockHash, ...]:
         """Store it, and answer what had to go. It is itself among those when it cannot fit."""
         size = block_file.file_bytes(block)

@@ -36,7 +36,11 @@ class TierCollector(Collector):
             damaged.add_metric(tier, figures.num_damaged)
         misses = CounterMetricFamily("banyan_kvstore_misses", "Blocks asked for and not here.")
         misses.add_metric([], self._tiers.num_misses)
-        yield from (blocks, used, hits, evictions, damaged, misses)
+        uncopied = GaugeMetricFamily(
+            "banyan_kvstore_uncopied_blocks", "Blocks that wait to be copied to disk."
+        )
+        uncopied.add_metric([], self._tiers.num_uncopied)
+        yield from (blocks, used, hits, evictions, damaged, misses, uncopied)
 
 
 class KvStoreMetrics:

@@ -84,6 +84,7 @@ class KvStoreService:
         self._server = await self._network.serve(self._address, self._servicer.handlers())
         self._indexer.start(self._tasks)
         self._tasks.spawn("snapshots", self._say_all())
+        self._tasks.spawn("copies to disk", self._copy_to_disk())
         self._server.set_serving(True)
         self._logger.info("kvstore serves", extra={"address": self.bound_address})
 
@@ -92,12 +93,17 @@ class KvStoreService:
         if self._server is not None:
             self._server.set_serving(False)
             await self._server.stop(grace_s)
-        await self._tasks.cancel_all()
         try:
             async with asyncio.timeout(grace_s):
                 await self._tiers.flush()
         except TimeoutError:
             self._logger.warning("stopped before all of memory was on disk")
+        await self._tasks.cancel_all()
+
+    async def _copy_to_disk(self) -> None:
+        """One block at a time: a Put that must make room waits for one file at most."""
+        while True:
+            self._events.changed((), (await self._tiers.copy_one()).removed)
 
     async def _say_all(self) -> None:
         """Repeat all that is held: heals whatever the bus, the fold or the index lost."""

@@ -1,7 +1,6 @@
 """The figures in Prometheus' words: vLLM's names where one exists, `banyan_*` for what is ours.
 
-Histograms keep vLLM's bucket bounds, so that dashboards made for it show a mesh unchanged. Labels
-are bounded: past `MAX_PAIRS` pairs of tenant and model the rest are counted as "other".
+Labels are bounded: past `MAX_PAIRS` pairs of tenant and model the rest are counted as "other".
 """
 
 from __future__ import annotations
@@ -9,25 +8,13 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Histogram
 
 from banyan_core.events import RequestEnded
+from banyan_core.latency_buckets import REQUEST_BUCKETS_S, TOKEN_BUCKETS_S, TTFT_BUCKETS_S
 from banyan_core.slo import tpot_ns
 from banyan_core.types import NS_PER_S, Outcome
 
 MAX_PAIRS = 32
 OTHER = "other"
 PAIR_LABELS = ("model_name", "tenant")
-
-TTFT_BUCKETS_S = (
-    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5),
-    *(10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
-)
-TOKEN_BUCKETS_S = (
-    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0),
-    *(20.0, 40.0, 80.0),
-)
-REQUEST_BUCKETS_S = (
-    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0, 40.0, 50.0, 60.0, 120.0),
-    *(240.0, 480.0, 960.0, 1920.0, 7680.0),
-)
 
 
 class RequestExposition:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
@@ -19,6 +18,7 @@ from banyan_core.types import NS_PER_S
 from banyan_metrics.service import MetricsService, RecentRequest, ScaleRecord
 from banyan_metrics.workers import WorkerFigures
 from banyan_runtime.lifespan import Tasks
+from banyan_runtime.listening import listen
 
 MAX_WINDOW_S = MAX_WINDOW_NS // NS_PER_S
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
@@ -183,21 +183,15 @@ class HttpServer:
     """Uvicorn inside the running loop. `address` has the real port once it is started."""
 
     def __init__(self, app: FastAPI, address: str) -> None:
-        host, _, port = address.rpartition(":")
-        self._host, self._port = host, int(port)
         config = uvicorn.Config(app, lifespan="off", log_config=None, access_log=False)
         self._server = _Uvicorn(config)
         self._tasks = Tasks()
         self.address = address
 
     async def start(self) -> None:
-        """Bind and serve. Raises OSError when the address is taken."""
-        try:
-            listener = socket.create_server((self._host, self._port))
-        except OSError as error:
-            problem = f"cannot listen on {self.address}: is the port in use?"
-            raise OSError(error.errno, problem) from None
-        self.address = f"{self._host}:{listener.getsockname()[1]}"
+        """Bind and serve. Raises OSError when the address cannot be had."""
+        listener = listen(self.address)
+        self.address = f"{self.address.rpartition(':')[0]}:{listener.getsockname()[1]}"
         self._serving = self._tasks.spawn_brief("metrics http", self._server.serve([listener]))
 
     async def close(self) -> None:

@@ -1,0 +1,79 @@
+"""What the gateway tells an operator of its requests: open ones, ended ones, how legs ended."""
+
+from __future__ import annotations
+
+import asyncio
+
+from prometheus_client import CollectorRegistry
+from tests.mesh.asking import Answer, Question, ask, assert_right, prompt_of
+
+from banyan_runtime.virtual_loop import run_virtual
+from banyan_sim.mesh import SimMesh, Topology
+
+LABELS = {"model_name": "echo"}
+
+
+class Figures:
+    def __init__(self, mesh: SimMesh) -> None:
+        self._registry = CollectorRegistry()
+        self._registry.register(mesh.gateway.metrics)
+
+    def __call__(self, name: str) -> float | None:
+        return self._registry.get_sample_value(f"vllm:{name}", LABELS)
+
+    def open(self) -> tuple[float | None, float | None]:
+        return self("num_requests_running"), self("num_requests_waiting")
+
+
+def test_a_request_waits_then_runs_then_is_counted() -> None:
+    async def main() -> None:
+        mesh = SimMesh(Topology())
+        await mesh.start()
+        figures = Figures(mesh)
+        mesh.crash("router-0")
+        seen: list[tuple[float | None, float | None]] = []
+
+        def look(_: Answer) -> None:
+            seen.append(figures.open())
+
+        question = Question("q", prompt_of(100), max_tokens=20)
+        asking = asyncio.ensure_future(ask(mesh, question, on_news=look))
+        await asyncio.sleep(0.1)
+        assert figures.open() == (0, 1)
+        await mesh.restart("router-0")
+        assert_right(question, await asking)
+        assert seen[0] == (1, 0)
+        assert figures.open() == (0, 0)
+        assert figures("time_to_first_token_seconds_count") == 1
+        assert figures("e2e_request_latency_seconds_count") == 1
+        assert figures("inter_token_latency_seconds_count") == 19
+        view = mesh.gateway.request_view("q")
+        assert view is not None
+        assert figures("time_to_first_token_seconds_sum") == view["ttft_ms"] / 1000
+        assert figures("e2e_request_latency_seconds_sum") == view["e2e_ms"] / 1000
+        await mesh.stop()
+
+    run_virtual(main)
+
+
+def test_a_prefill_leg_that_did_its_part_is_told_so() -> None:
+    async def main() -> None:
+        mesh = SimMesh(Topology())
+        await mesh.start()
+        for question in (
+            Question("split", prompt_of(200)),
+            Question("one", prompt_of(200, start=7), max_tokens=1),
+        ):
+            assert_right(question, await ask(mesh, question))
+        ends = {}
+        for request_id in ("split", "one"):
+            view = mesh.gateway.request_view(request_id)
+            assert view is not None
+            ends[request_id] = [(leg["verb"], leg["end"]) for leg in view["workers"]]
+        assert ends == {
+            "split": [("prefill", "handed over"), ("decode", "length")],
+            "one": [("prefill", "length")],
+        }
+        await mesh.stop()
+
+    run_virtual(main)
