@@ -111,6 +111,16 @@ async def test_a_new_epoch_forgets_what_came_before(index: KvIndex, newer: int) 
     assert await index.lookup(blocks(3)) == {"w1": 1}, "an older epoch says nothing"
 
 
+async def test_a_write_of_nothing_is_fenced_and_tells_its_epoch(index: KvIndex) -> None:
+    fence = await fence_of(index)
+    await index.add(fence, "w1", EPOCH, blocks(1), TTL_S)
+    await index.add(fence, "w1", EPOCH + 1, (), TTL_S)
+    assert await index.lookup(blocks(1)) == {}
+    for write in (index.add(fence - 1, "w1", EPOCH, (), TTL_S), index.remove(fence - 1, "w1", ())):
+        with pytest.raises(Fenced):
+            await write
+
+
 async def test_a_dropped_holder_does_not_come_back_with_its_old_blocks(index: KvIndex) -> None:
     fence = await fence_of(index)
     await index.add(fence, "w1", EPOCH, blocks(3), TTL_S)

@@ -207,4 +207,5 @@ class _Script:
 
 
 def _pages(hashes: Sequence[BlockHash]) -> list[Sequence[BlockHash]]:
-    return [hashes[i : i + _PAGE] for i in range(0, len(hashes), _PAGE)]
+    """At least one: a write of no blocks still has its fence checked and tells its epoch."""
+    return [hashes[:_PAGE]] + [hashes[i : i + _PAGE] for i in range(_PAGE, len(hashes), _PAGE)]
