@@ -10,7 +10,7 @@ import pytest
 
 from banyan.v1 import kv_pb2, router_pb2, worker_pb2
 from banyan_runtime import rpc, wire
-from banyan_runtime.rpc import Code, RpcError
+from banyan_runtime.rpc import Code, RefusedError, RpcError
 from banyan_runtime.rpc_bounds import MAX_MESSAGE_BYTES
 
 from .conftest import Eventually, Pair
@@ -67,11 +67,11 @@ async def test_a_bug_in_a_handler_is_internal_and_reported(pair: Pair) -> None:
     assert [type(error) for error in reported] == [KeyError]
 
 
-async def test_nobody_at_the_address_is_unavailable_at_once(pair: Pair) -> None:
+async def test_nobody_at_the_address_is_refused_at_once(pair: Pair) -> None:
     server = await pair.server.serve(pair.address, [rpc.serve_unary(wire.PLACE, place)])
     await server.stop(0)
     async with asyncio.timeout(2):
-        with pytest.raises(RpcError) as caught:
+        with pytest.raises(RefusedError) as caught:
             channel = pair.client.channel(server.address)
             await channel.unary(wire.PLACE, router_pb2.PlaceRequest(), 30)
     assert caught.value.code is Code.UNAVAILABLE

@@ -31,6 +31,7 @@ from banyan_runtime.rpc import (
     ClientStream,
     Code,
     Handler,
+    RefusedError,
     RpcError,
     ServerStream,
     Unary,
@@ -225,7 +226,12 @@ def _encode(message: Message) -> bytes:
 def _from_grpc(error: grpc.aio.AioRpcError, address: str) -> RpcError:
     code = _FROM_STATUS.get(error.code(), Code.INTERNAL)
     details = error.details() or error.code().name
-    return RpcError(code, f"{address}: {details}" if code is Code.UNAVAILABLE else details)
+    if code is not Code.UNAVAILABLE:
+        return RpcError(code, details)
+    # gRPC has no status for it; its words come from the operating system.
+    if "Connection refused" in details:
+        return RefusedError(f"{address}: connection refused")
+    return RpcError(code, f"{address}: {details}")
 
 
 # ---------------------------------------------------------------- servers

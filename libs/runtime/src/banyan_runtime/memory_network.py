@@ -30,6 +30,7 @@ from banyan_runtime.rpc import (
     Code,
     Handler,
     Method,
+    RefusedError,
     RpcError,
     ServerStream,
     Unary,
@@ -114,7 +115,7 @@ class MemoryServer:
         """A call has reached this host: refuse it, or run its handler in a task."""
         handler = self._handlers.get(call.path)
         if self.network.mesh.servers.get(self._address) is not self:
-            call.down.finish(unavailable(self._address, "connection refused"))
+            call.down.finish(RefusedError(f"{self._address}: connection refused"))
         elif handler is None:
             call.down.finish(RpcError(Code.INTERNAL, f"{call.path} is not served here"))
         else:
@@ -243,7 +244,7 @@ class MemoryChannel:
                 raise failure
             call.is_complete = True
             if item.error is not None:
-                raise RpcError(item.error.code, item.error.message)
+                raise _told(item.error)
 
     @asynccontextmanager
     async def _open(self, path: str) -> AsyncIterator[Call]:
@@ -251,13 +252,20 @@ class MemoryChannel:
         network = self._network
         server = network.mesh.servers.get(self._address)
         if network.is_cut or server is None:
-            raise unavailable(self._address, "connection refused")
+            raise RefusedError(f"{self._address}: connection refused")
         call = Call(network.mesh, network, server, path)
         call.start()
         try:
             yield call
         finally:
             call.close()
+
+
+def _told(error: RpcError) -> RpcError:
+    """What crosses the wire of an error: nothing of the other process's stack."""
+    if isinstance(error, RefusedError):
+        return RefusedError(error.message)
+    return RpcError(error.code, error.message)
 
 
 async def _send_all(call: Call, requests: AsyncIterator[Any]) -> None:

@@ -41,6 +41,13 @@ class RpcError(Exception):
         self.message = message
 
 
+class RefusedError(RpcError):
+    """Nobody listens at the address. Certain, where UNAVAILABLE may be a passing break."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(Code.UNAVAILABLE, message)
+
+
 @dataclass(frozen=True, slots=True)
 class Unary(Generic[Req, Res]):
     path: str

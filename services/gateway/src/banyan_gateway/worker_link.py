@@ -15,13 +15,13 @@ from contextlib import aclosing
 from banyan.v1 import worker_pb2
 from banyan_core.types import Finish, SequenceReport, WorkerRef
 from banyan_runtime import codec, wire
-from banyan_runtime.rpc import Channel, RpcError
+from banyan_runtime.rpc import Channel, RefusedError, RpcError
 
 SILENCE_S = 3.0
 """A worker says something at least every second: longer silence is a break."""
 
 RECONNECT_DELAYS_S = (0.0, 0.05, 0.1)
-"""Waits before the tries of one break; the worker is lost when all fail."""
+"""Waits before the tries of one break; the worker is lost when all fail, or one is refused."""
 
 MAX_OUTGOING = 10_000
 
@@ -92,6 +92,9 @@ class WorkerLink:
                         tries = 0
             except LinkBroken as broken:
                 reason = str(broken)
+                break
+            except RefusedError as error:
+                reason = error.message
                 break
             except RpcError as error:
                 reason = error.message
