@@ -16,17 +16,23 @@ from dataclasses import dataclass, replace
 import pytest
 from tests.mesh.asking import Answer, Question, assert_right, prompt_of, request_of
 
+from banyan_core.scheduler import EngineLimits
 from banyan_core.types import Outcome
 from banyan_gateway.ports import RequestFailed, Usage
 from banyan_runtime.virtual_loop import VirtualLoop, run_virtual
 from banyan_sim.builders import Shared
 from banyan_sim.mesh import SimMesh
 from banyan_sim.mixes import draw_faults, draw_topology, unleash
+from banyan_worker.options import WorkerOptions
 
 NUM_MIXES = int(os.environ.get("BANYAN_TEST_MIXES", "100"))
 MIXES_PER_TEST = 10
 ARRIVALS_WITHIN_S = 2.0
 IDLE_WITHIN_S = 60.0
+GRACE_S = 6.0
+"""Past the time for which workers keep what a gateway has not acknowledged."""
+LIMITS = EngineLimits(max_running=4, max_waiting=6)
+"""Small enough that busy mixes reach them: workers refuse, requests wait at the gateway."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +86,24 @@ def judge(client: Client, answer: Answer) -> None:
         assert tokens == client.question.right_answer(choice)[: len(tokens)]
 
 
+async def watch_bounds(mesh: SimMesh) -> None:
+    """Queues stay within their bounds at all times, not only in the end."""
+    while True:
+        for worker in mesh.workers().values():
+            load = worker.work.load()
+            assert load.num_waiting <= LIMITS.max_waiting
+            assert load.num_running <= LIMITS.max_running
+        await asyncio.sleep(0.001)
+
+
 async def run_mix() -> None:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
-    topology = replace(draw_topology(loop.rng("topology")), shared=Shared(num_blocks=128))
+    shared = Shared(num_blocks=128, worker=WorkerOptions(limits=LIMITS))
+    topology = replace(draw_topology(loop.rng("topology")), shared=shared)
     mesh = SimMesh(topology)
     await mesh.start()
+    watching = asyncio.create_task(watch_bounds(mesh))
     unleash(mesh, draw_faults(loop.rng("faults"), topology, ARRIVALS_WITHIN_S))
     rng = loop.rng("clients")
     clients = [draw_client(rng, number) for number in range(rng.randint(1, 12))]
@@ -93,7 +111,11 @@ async def run_mix() -> None:
     for client, answer in zip(clients, answers, strict=True):
         judge(client, answer)
     await mesh.wait_idle(IDLE_WITHIN_S)
+    await asyncio.sleep(GRACE_S)
+    assert not watching.done(), watching.exception()
+    watching.cancel()
     for worker in mesh.workers().values():
+        assert worker.figures()["banyan_worker_retained_sequences"] == 0
         worker.engine.check_invariants()
         assert not worker.engine.lease_ids()
     assert mesh.gateway.num_open == 0

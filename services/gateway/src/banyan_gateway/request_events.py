@@ -2,22 +2,15 @@
 
 from __future__ import annotations
 
-from banyan.v1 import events_pb2
+from banyan_core.events import GatewayAlive, Payload, RequestAccepted, RequestEnded
 from banyan_core.journey_messages import Accepted, RequestRecord
-from banyan_core.types import Outcome
 from banyan_runtime.bus import REQUEST_EVENTS, EventProducer
+from banyan_runtime.event_codec import payload_to_pb
 
 ALIVE_EVERY_S = 1.0
 ALIVE_LEASE_NS = 5_000_000_000
 MAX_ITL_GAPS = 1000
 """Gaps carried by one event; a longer answer is described by its first ones."""
-
-_OUTCOMES = {
-    Outcome.FINISHED: events_pb2.OUTCOME_FINISHED,
-    Outcome.FAILED: events_pb2.OUTCOME_FAILED,
-    Outcome.CANCELLED: events_pb2.OUTCOME_CANCELLED,
-    Outcome.SHED: events_pb2.OUTCOME_SHED,
-}
 
 
 class RequestEvents:
@@ -25,42 +18,43 @@ class RequestEvents:
         self._producer = producer
 
     def accepted(self, fact: Accepted) -> None:
-        event = events_pb2.RequestAccepted(
-            request_id=fact.request_id,
-            tenant=fact.tenant,
-            model=fact.model,
-            num_prompt_tokens=len(fact.prompt_token_ids),
-            stream=fact.stream,
+        self._emit(
+            RequestAccepted(
+                request_id=fact.request_id,
+                tenant=fact.tenant,
+                model=fact.model,
+                num_prompt_tokens=len(fact.prompt_token_ids),
+                stream=fact.stream,
+            )
         )
-        self._producer.emit(REQUEST_EVENTS, events_pb2.Event(request_accepted=event))
 
     def ended(self, record: RequestRecord) -> None:
-        event = events_pb2.RequestEnded(
-            request_id=record.request_id,
-            tenant=record.tenant,
-            model=record.model,
-            outcome=_OUTCOMES[record.outcome],
-            reason=record.reason,
-            num_prompt_tokens=record.num_prompt_tokens,
-            num_cached_tokens=record.num_cached_tokens,
-            num_output_tokens=record.num_output_tokens,
-            ttft_ns=record.ttft_ns,
-            e2e_ns=record.e2e_ns,
-            itl_ns=record.itl_ns[:MAX_ITL_GAPS],
-            num_recoveries=record.num_recoveries,
-            ledger=[
-                events_pb2.LedgerPart(part=part, duration_ns=duration)
-                for part, duration in record.ledger
-            ],
-            prefill_worker_id=_last_worker(record, "prefill"),
-            decode_worker_id=_last_worker(record, "decode"),
-            finish_reasons=record.finish_reasons,
+        self._emit(
+            RequestEnded(
+                request_id=record.request_id,
+                tenant=record.tenant,
+                model=record.model,
+                outcome=record.outcome,
+                reason=record.reason,
+                num_prompt_tokens=record.num_prompt_tokens,
+                num_cached_tokens=record.num_cached_tokens,
+                num_output_tokens=record.num_output_tokens,
+                ttft_ns=record.ttft_ns,
+                e2e_ns=record.e2e_ns,
+                itl_ns=record.itl_ns[:MAX_ITL_GAPS],
+                num_recoveries=record.num_recoveries,
+                ledger=record.ledger,
+                prefill_worker_id=_last_worker(record, "prefill"),
+                decode_worker_id=_last_worker(record, "decode"),
+                finish_reasons=record.finish_reasons,
+            )
         )
-        self._producer.emit(REQUEST_EVENTS, events_pb2.Event(request_ended=event))
 
     def alive(self, num_requests: int) -> None:
-        event = events_pb2.GatewayAlive(num_requests=num_requests, lease_ns=ALIVE_LEASE_NS)
-        self._producer.emit(REQUEST_EVENTS, events_pb2.Event(gateway_alive=event))
+        self._emit(GatewayAlive(num_requests=num_requests, lease_ns=ALIVE_LEASE_NS))
+
+    def _emit(self, payload: Payload) -> None:
+        self._producer.emit(REQUEST_EVENTS, payload_to_pb(payload))
 
 
 def _last_worker(record: RequestRecord, verb: str) -> str:
