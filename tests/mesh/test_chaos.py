@@ -31,7 +31,7 @@ ARRIVALS_WITHIN_S = 2.0
 IDLE_WITHIN_S = 60.0
 GRACE_S = 6.0
 """Past the time for which workers keep what a gateway has not acknowledged."""
-LIMITS = EngineLimits(max_running=4, max_waiting=6)
+LIMITS = EngineLimits(max_running=1, max_waiting=1)
 """Small enough that busy mixes reach them: workers refuse, requests wait at the gateway."""
 
 
