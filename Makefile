@@ -1,6 +1,6 @@
 # Everything a newcomer needs; `make` lists it. Each target sets up what it runs in.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-alone check lint types proto pins format clean
+.PHONY: help setup demo up down test test-kafka test-clients test-compose test-alone bench-overhead check lint types proto pins format clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -35,13 +35,26 @@ PYTEST_ARGS ?= -n 2 --dist loadfile
 test: $(READY) ## every test of the default run
 	@$(BIN)/pytest $(PYTEST_ARGS)
 
+test-kafka: $(READY) ## the bus on real brokers of Kafka: contract, outages, security, a mesh
+	@$(BIN)/pytest tests/kafka
+
+test-clients: $(READY) ## real clients in environments of their own, against a running mesh
+	@$(BIN)/pytest tests/clients
+
+test-compose: $(READY) ## build the images, run the composed mesh, kill and scale its containers
+	@$(BIN)/pytest tests/compose --timeout 900
+
 test-alone: $(READY) ## install each service by itself, with only what it declares, and import it
 	@$(BIN)/python infra/scripts/test_alone.py
+
+bench-overhead: $(READY) ## what Banyan costs beside doing without it; 10 minutes on a quiet machine
+	@$(BIN)/python load-tests/bench_overhead.py
 
 check: $(READY) lint types ## lint, types, import contracts, declared imports, stubs equal to proto/
 	@$(BIN)/lint-imports
 	@$(BIN)/python infra/scripts/check_imports.py
 	@$(BIN)/python infra/scripts/proto.py check
+	@$(BIN)/python infra/scripts/dashboard.py check
 
 lint: $(READY)
 	@$(BIN)/ruff check
@@ -61,4 +74,4 @@ pins: $(READY) ## resolve every package's ranges anew into constraints.txt
 	@$(BIN)/python infra/scripts/pins.py --torch-index $(TORCH_INDEX)
 
 clean: ## remove .venv and what tools left
-	@rm -rf $(VENV) .banyan .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	@rm -rf $(VENV) .banyan .clients .mypy_cache .ruff_cache .pytest_cache .import_linter_cache

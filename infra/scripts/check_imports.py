@@ -23,6 +23,14 @@ NOT_IMPORTED = {
     ("banyan-gateway", "httptools"),  # uvicorn's parser, by name
 }
 
+NAMESPACES = {
+    "google.protobuf": "protobuf",
+    "opentelemetry.exporter": "opentelemetry-exporter-otlp-proto-grpc",
+    "opentelemetry.sdk": "opentelemetry-sdk",
+    "opentelemetry": "opentelemetry-api",
+}
+"""Modules of names that several distributions share, the longest first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Package:
@@ -68,7 +76,7 @@ def normal(name: str) -> str:
 
 
 def imports_of(tree: ast.AST) -> Iterator[str]:
-    """Top-level names, `google.protobuf` whole because `google` belongs to nobody."""
+    """Top-level names; whole where a name is shared, as nobody owns `google`."""
     for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
@@ -76,13 +84,14 @@ def imports_of(tree: ast.AST) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
             names = [node.module]
         for name in names:
-            yield "google.protobuf" if name.startswith("google.protobuf") else name.split(".")[0]
+            shared = (each for each in NAMESPACES if name == each or name.startswith(f"{each}."))
+            yield next(shared, name.split(".")[0])
 
 
 def distribution(module: str) -> str:
     """The name under which a module is installed."""
-    if module == "google.protobuf":
-        return "protobuf"
+    if module in NAMESPACES:
+        return NAMESPACES[module]
     if module == "banyan":
         return "banyan-proto"
     if module.startswith("banyan_"):

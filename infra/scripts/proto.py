@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ROOT / "proto"
 STUBS = ROOT / "libs" / "proto" / "src"
 PROMISE = SOURCES / "banyan.v1.binpb"
+RELEASED = SOURCES / "released"
 GENERATED = ("*_pb2.py", "*_pb2.pyi")
 
 
@@ -70,8 +71,9 @@ def generate(target: Path) -> None:
 
 
 def refuse_breaks(new: bytes) -> None:
-    """Compare with the promise in the work tree and with those of the last two commits."""
-    promises = [PROMISE.read_bytes()] if PROMISE.exists() else []
+    """Compare with every released version, the work tree's promise, and the last two commits'."""
+    promises = [path.read_bytes() for path in sorted(RELEASED.glob("*.binpb"))]
+    promises += [PROMISE.read_bytes()] if PROMISE.exists() else []
     name = PROMISE.relative_to(ROOT).as_posix()
     for commit in ("HEAD", "HEAD^"):
         shown = subprocess.run(

@@ -65,10 +65,12 @@ async def test_folder_that_is_gone(tmp_path: Path) -> None:
             {},
             "scaling.decode.max_replica is not known",
         ),
-        ("", {"BANYAN_AUTOSCALER_ACTUATOR": "magic"}, "expected one of local, dry-run"),
+        ("", {"BANYAN_AUTOSCALER_ACTUATOR": "magic"}, "expected one of compose, local, dry-run"),
+        ("", {"BANYAN_AUTOSCALER_ACTUATOR": "compose"}, "BANYAN_AUTOSCALER_COMPOSE_PROJECT"),
+        ("", {"BANYAN_AUTOSCALER_DOCKER_URL": "docker.sock"}, "expected unix:///PATH, tcp://"),
         ("", {"BANYAN_AUTOSCALER_ACTUATOR": "local"}, "BANYAN_AUTOSCALER_STATE_FOLDER"),
         ("", {"BANYAN_DIRECTORY": "somewhere"}, "BANYAN_DIRECTORY=somewhere: expected static:"),
-        ("", {"BANYAN_AUTOSCALER_ID": None}, "BANYAN_AUTOSCALER_ID is not set"),
+        ("", {"BANYAN_AUTOSCALER_ADDRESS": None}, "BANYAN_AUTOSCALER_ADDRESS is not set"),
     ],
 )
 def test_wrong_setting_is_one_sentence_and_exit_2(

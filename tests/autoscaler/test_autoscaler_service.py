@@ -14,7 +14,8 @@ from banyan.v1 import events_pb2
 from banyan_autoscaler.actuators import Actuator, ActuatorError, DryRunActuator
 from banyan_autoscaler.service import ACTUATOR_TIMEOUT_S, AutoscalerService
 from banyan_core.events import Event, ScaleDecided, WorkerAlive
-from banyan_core.policies.scaling import Limits, TargetTracking
+from banyan_core.policies.scaling import TargetTracking
+from banyan_core.policies.scaling_limits import Limits
 from banyan_core.scaling_config import ScalingConfig
 from banyan_core.scaling_loop import RoleScaling, ScalingCommand, ScalingFact, ScalingLoop
 from banyan_core.types import NS_PER_S, Role, WorkerLoad, WorkerRef
@@ -62,6 +63,7 @@ class Scaled:
         self.broker = MemoryBroker()
         self.actuator = TwinActuator()
         self.num_sequences = 0
+        self._registry = CollectorRegistry()
         self._bus = MemoryBus(self.broker)
         self._speaker = MemoryBus(self.broker)
         self._voices: dict[str, EventProducer] = {}
@@ -78,7 +80,7 @@ class Scaled:
             actuator or self.actuator,
             CONFIG,
             logger=logging.getLogger("test"),
-            registry=CollectorRegistry(),
+            registry=self._registry,
             recorder=recorder,
         )
         await self._service.start()
@@ -97,6 +99,11 @@ class Scaled:
         ref = WorkerRef(worker_id, 1, f"{worker_id}:1", Role.DECODE)
         event = WorkerAlive(ref, "m", 64, WorkerLoad(num_running=num_running), 3 * NS_PER_S)
         self._voices[worker_id].emit(WORKER_EVENTS, payload_to_pb(event))
+
+    def figure(self, name: str, **labels: str) -> float | None:
+        """A gauge of the decode role, as /metrics has it."""
+        full = f"banyan_autoscaler_{name}"
+        return self._registry.get_sample_value(full, {"role": "decode", **labels})
 
     async def decisions(self) -> list[ScaleDecided]:
         """All that was said on the bus, oldest first."""
@@ -145,6 +152,8 @@ def test_grows_with_load_and_shrinks_after_the_window() -> None:
             "mean num_running 12 of target 4 over 1 replicas",
             "twin",
             True,
+            12.0,
+            4.0,
         )
         scaled.num_sequences = 2
         await asyncio.sleep(45.0)
@@ -152,6 +161,12 @@ def test_grows_with_load_and_shrinks_after_the_window() -> None:
         held = (await scaled.decisions())[-1]
         assert (held.num_replicas_wanted, held.applied) == (3, False)
         assert "highest advice of the last 60 s" in held.reason
+        assert held.limited_by == "down_window"
+        assert scaled.figure("replicas") == scaled.figure("wanted_replicas") == 3
+        assert scaled.figure("target") == 4
+        assert scaled.figure("figure") == 0  # two sequences, none of which fills a worker's share
+        assert scaled.figure("limited", by="down_window") == 1
+        assert scaled.figure("limited", by="max_replicas") == 0
         await asyncio.sleep(30.0)
         assert scaled.actuator.counts[Role.DECODE] == 1
 

@@ -41,6 +41,7 @@ def test_what_is_declared_may_be_imported(tmp_path: Path) -> None:
         ("import redis", "redis"),
         ("import grpc.aio", "grpcio"),
         ("from google.protobuf import message", "protobuf"),
+        ("from opentelemetry.sdk.trace import TracerProvider", "opentelemetry-sdk"),
         ("from banyan.v1 import kv_pb2", "banyan-proto"),
         ("from banyan_router import main", "banyan-router"),
         ("def later():\n    import numpy", "numpy"),

@@ -125,3 +125,10 @@ def test_additions_break_nothing() -> None:
     file(changed, "kv").service[0].method.add(name="Hint", input_type="x", output_type="y")
     file(changed, "kv").service.add(name="KvHints")
     assert breaks(promised(), changed) == []
+
+
+@pytest.mark.parametrize(
+    "path", sorted(PROMISE.parent.glob("released/*.binpb")), ids=lambda p: p.stem
+)
+def test_no_released_version_is_broken(path: Path) -> None:
+    assert breaks(FileDescriptorSet.FromString(path.read_bytes()), promised()) == []

@@ -62,12 +62,25 @@ def test_settings_from_outside_win(tmp_path: Path) -> None:
     assert env["BANYAN_ROUTER_ID"] == "router"
 
 
+def test_an_outside_bus_leaves_the_index_at_home(tmp_path: Path) -> None:
+    topics = POLICIES.with_name("topics.yaml")
+    options = MeshOptions(policies=POLICIES, port=0, bus="kafka://h:9092", topics=topics)
+    env = Launcher(options, StateFolder(tmp_path)).environment("kvstore", "kvstore", {})
+    assert env["BANYAN_BUS_URL"] == "kafka://h:9092"
+    assert env["BANYAN_TOPICS"] == str(topics)
+    assert env["BANYAN_INDEX_URL"].startswith("redis://127.0.0.1:")
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
         ({"num_decode": 0}, "--decode is 0: expected 1 to 16."),
         ({"num_prefill": 17}, "--prefill is 17: expected 0 to 16."),
         ({"num_routers": 0}, "--routers is 0: expected 1 to 4."),
+        (
+            {"bus": "kafka://h"},
+            "--bus is kafka://h: expected redis://HOST:PORT or kafka://HOST:PORT[,HOST:PORT].",
+        ),
         ({"policies": Path("/nowhere")}, "The policy file /nowhere does not exist."),
         ({"runner": RunnerKind.TORCH}, "The torch runner needs a model"),
         (

@@ -79,12 +79,43 @@ def test_own_settings(
     )
 
 
-@pytest.mark.parametrize("url", ["kafka:nope", "redis://h:99999", "redis://", "h:6379", ""])
-@pytest.mark.parametrize("service", sorted(set(RUN) - {"router"}))
+@pytest.mark.parametrize(
+    "url", ["kafka:nope", "kafka://h", "kafka://h:1,", "redis://h:99999", "redis://", "h:6379", ""]
+)
 def test_bus_url(service: str, url: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert RUN[service](good(service) | {"BANYAN_BUS_URL": url}) == 2
     said = capsys.readouterr().err
-    assert said == f"BANYAN_BUS_URL={url}: expected redis://HOST:PORT.\n"
+    expected = "redis://HOST:PORT or kafka://HOST:PORT[,HOST:PORT]"
+    assert said == f"BANYAN_BUS_URL={url}: expected {expected}.\n"
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"SECURITY": "TLS"}, "BANYAN_KAFKA_SECURITY=TLS: expected one of PLAINTEXT, SSL,"),
+        ({"SECURITY": "SASL_SSL"}, "BANYAN_KAFKA_USERNAME is not set: expected text, which"),
+        ({"SECURITY": "SSL", "CA_FILE": "/none"}, "BANYAN_KAFKA_CA_FILE=/none: expected a"),
+        ({"MECHANISM": "GSSAPI"}, "BANYAN_KAFKA_MECHANISM=GSSAPI: expected one of PLAIN,"),
+    ],
+)
+def test_kafka_access(
+    service: str, change: dict[str, str], expected: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kafka = {f"BANYAN_KAFKA_{key}": value for key, value in change.items()}
+    env = good(service) | kafka | {"BANYAN_BUS_URL": "kafka://127.0.0.1:1"}
+    assert RUN[service](env) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(expected) and said.count("\n") == 1
+
+
+def test_topics_file(service: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "topics.yaml"
+    file.write_text("request.events: {partitions: 0}")
+    env = good(service) | {"BANYAN_BUS_URL": "kafka://127.0.0.1:1", "BANYAN_TOPICS": str(file)}
+    assert RUN[service](env) == 2
+    said = capsys.readouterr().err
+    wrong = "request.events.retention_hours is missing: expected a whole number from 1"
+    assert said == f"{file}: {wrong}.\n"
 
 
 def test_misspelt_shared_setting(service: str, capsys: pytest.CaptureFixture[str]) -> None:

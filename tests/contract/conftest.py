@@ -32,7 +32,7 @@ async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
     if request.param == "memory":
         server, client = MemoryNetwork(mesh, "server"), MemoryNetwork(mesh, "client")
     else:
-        server, client = (GrpcNetwork(ChannelSecurity.plain()) for _ in range(2))
+        server, client = (GrpcNetwork(ChannelSecurity.plain(), traced=True) for _ in range(2))
     yield Pair(server, client)
     await client.close()
     await server.close()

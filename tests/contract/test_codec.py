@@ -55,7 +55,9 @@ SAMPLING = st.builds(
 SPEC = st.builds(
     types.SequenceSpec, NAME, NAME, U64, BYTES, TOKENS, TOKENS, SAMPLING, BYTES, I32, U64
 )
-OUTPUT = st.builds(types.OutputToken, U32, st.none() | DOUBLE, some(st.tuples(U32, DOUBLE)))
+OUTPUT = st.builds(types.OutputToken, U32) | st.builds(
+    types.OutputToken, U32, DOUBLE, some(st.tuples(U32, DOUBLE))
+)
 FIGURES = st.builds(types.SequenceFigures, U32, U32, U64, U64, U64, U32, U32, U32)
 REPORT = st.builds(
     types.SequenceReport,

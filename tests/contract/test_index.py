@@ -1,44 +1,71 @@
-"""One suite for the Redis index and its twin: fencing, epochs, prefixes, time-to-live, outages."""
+"""One suite for the index on every server that it runs on, and for its twin: fencing, epochs,
+prefixes, positions, time-to-live."""
 
 from __future__ import annotations
 
 import asyncio
 import itertools
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from banyan_core.index_facts import Position
 from banyan_core.types import BlockHash
 from banyan_runtime.clock import SystemClock
-from banyan_runtime.kv_index import Fenced, IndexUnavailable, KvIndex
+from banyan_runtime.kv_index import Fenced, KvIndex, Loaded
 from banyan_runtime.memory_index import MemoryIndexServer, MemoryKvIndex
 from banyan_runtime.redis_index import RedisKvIndex
 
-from .conftest import RestartableValkey
+from .redis_servers import Cluster, Server, serve
 
 _PREFIXES = itertools.count()
 EPOCH = 1_800_000_000_123_456_789  # an epoch as they are: more than 53 bits
 TTL_S = 60.0
+LATE_S = 5.0  # a machine under load may take longer than the lookup's usual limit
+KINDS = ("memory", "valkey", "redis", "valkey-cluster", "redis-cluster")
 
 
 def blocks(count: int, start: int = 0) -> list[BlockHash]:
     return [i.to_bytes(16, "big") for i in range(start, start + count)]
 
 
-@pytest.fixture(params=["memory", "redis"])
-async def index(request: pytest.FixtureRequest) -> AsyncIterator[KvIndex]:
+def at(seq: int, epoch: int = EPOCH, *, stale: bool = False) -> Position:
+    return Position(epoch, seq, stale)
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Callable[[str], Server | Cluster]]:
+    """Each kind of server once, for all tests of this file; a test takes a prefix of its own."""
+    servers: dict[str, Server | Cluster] = {}
+    with ExitStack() as opened:
+
+        def start(kind: str) -> Server | Cluster:
+            if kind not in servers:
+                server = opened.enter_context(serve(kind))
+                if server is None:
+                    pytest.skip("redis-server is not on PATH")
+                servers[kind] = server
+            return servers[kind]
+
+        yield start
+
+
+@pytest.fixture(params=KINDS)
+async def index(
+    request: pytest.FixtureRequest, started: Callable[[str], Server | Cluster]
+) -> AsyncIterator[KvIndex]:
     made: KvIndex
     if request.param == "memory":
         made = MemoryKvIndex(MemoryIndexServer(SystemClock()))
     else:
-        url = request.getfixturevalue("valkey_url")
-        # A machine under load may take longer than the lookup's usual limit.
-        made = RedisKvIndex(url, prefix=f"kv{next(_PREFIXES)}", lookup_timeout_s=5)
+        url = started(request.param).url
+        made = RedisKvIndex(
+            url, prefix=f"kv{next(_PREFIXES)}", lookup_timeout_s=LATE_S, write_timeout_s=LATE_S
+        )
     yield made
     await made.close()
 
@@ -47,6 +74,13 @@ async def fence_of(index: KvIndex, owner: str = "store-1") -> int:
     token = await index.acquire(owner, 30)
     assert token is not None
     return token
+
+
+async def put(index: KvIndex, fence: int, holder: str, hashes: list[BlockHash]) -> None:
+    await index.replace(fence, holder, at(1), hashes, TTL_S)
+
+
+# ---------------------------------------------------------------- the lease
 
 
 async def test_the_lease_has_one_owner(index: KvIndex) -> None:
@@ -58,31 +92,62 @@ async def test_the_lease_has_one_owner(index: KvIndex) -> None:
 async def test_a_new_owner_gets_a_higher_token_and_fences_the_old_one(index: KvIndex) -> None:
     old = await index.acquire("store-1", 0.05)
     assert old is not None
-    await index.add(old, "w1", EPOCH, blocks(1), TTL_S)
+    holders = [f"w{n}" for n in range(12)]  # of several shards
+    for holder in holders:
+        await put(index, old, holder, blocks(1))
     await asyncio.sleep(0.1)
     new = await fence_of(index, "store-2")
     assert new > old
-    writes: list[Callable[[], Awaitable[None]]] = [
-        lambda: index.add(old, "w1", EPOCH, blocks(2), TTL_S),
-        lambda: index.remove(old, "w1", blocks(1)),
-        lambda: index.set_epoch(old, "w1", EPOCH + 1),
-        lambda: index.drop_holder(old, "w1"),
-    ]
-    for write in writes:
-        with pytest.raises(Fenced):
-            await write()
-    assert await index.lookup(blocks(2)) == {"w1": 1}
-    await index.add(new, "w1", EPOCH, blocks(2), TTL_S)
-    assert await index.lookup(blocks(2)) == {"w1": 2}
+    for holder in holders:
+        writes: list[Callable[[], Awaitable[object]]] = [
+            lambda h=holder: index.add(old, h, at(2), blocks(2), TTL_S),  # type: ignore[misc]
+            lambda h=holder: index.remove(old, h, at(2), blocks(1), TTL_S),  # type: ignore[misc]
+            lambda h=holder: index.replace(old, h, at(2), blocks(2), TTL_S),  # type: ignore[misc]
+            lambda h=holder: index.set_epoch(old, h, EPOCH + 1),  # type: ignore[misc]
+            lambda h=holder: index.drop_holder(old, h),  # type: ignore[misc]
+        ]
+        for write in writes:
+            with pytest.raises(Fenced):
+                await write()
+    assert await index.lookup(blocks(2)) == dict.fromkeys(holders, 1)
+    await index.add(new, "w1", at(2), blocks(2), TTL_S)
+    assert (await index.lookup(blocks(2)))["w1"] == 2
+
+
+async def test_two_writers_at_once_leave_what_the_last_one_wrote(index: KvIndex) -> None:
+    """Two that believe in their lease write as fast as they can; one is stopped for good."""
+    old = await index.acquire("store-1", 0.2)
+    assert old is not None
+    stopped = 0
+
+    async def write(fence: int, first: int) -> None:
+        nonlocal stopped
+        for turn in range(60):
+            try:
+                await put(index, fence, f"w{turn % 6}", blocks(700, start=first))
+            except Fenced:
+                stopped += 1
+            await asyncio.sleep(0.005)
+
+    writer = asyncio.ensure_future(write(old, 10_000))
+    await asyncio.sleep(0.25)
+    await write(await fence_of(index, "store-2"), 0)
+    await writer
+    assert stopped > 0, "the first writer never came after the second"
+    assert await index.lookup(blocks(700)) == {f"w{n}": 700 for n in range(6)}
+    assert await index.lookup(blocks(1, start=10_000)) == {}
+
+
+# ---------------------------------------------------------------- blocks
 
 
 async def test_a_lookup_counts_to_the_first_hole(index: KvIndex) -> None:
     fence = await fence_of(index)
     chain = blocks(6)
-    await index.add(fence, "whole", EPOCH, chain, TTL_S)
-    await index.add(fence, "holed", EPOCH, chain[:2] + chain[3:], TTL_S)
-    await index.add(fence, "late", EPOCH, chain[1:], TTL_S)
-    await index.add(fence, "short", EPOCH, chain[:1], TTL_S)
+    await put(index, fence, "whole", chain)
+    await put(index, fence, "holed", chain[:2] + chain[3:])
+    await put(index, fence, "late", chain[1:])
+    await put(index, fence, "short", chain[:1])
     assert await index.lookup(chain) == {"whole": 6, "holed": 2, "short": 1}
     assert await index.lookup(chain[3:]) == {"whole": 3, "holed": 3, "late": 3}
     assert await index.lookup([]) == {}
@@ -92,69 +157,170 @@ async def test_a_lookup_counts_to_the_first_hole(index: KvIndex) -> None:
 async def test_a_removed_block_is_a_hole(index: KvIndex) -> None:
     fence = await fence_of(index)
     chain = blocks(4)
-    await index.add(fence, "w1", EPOCH, chain, TTL_S)
-    await index.add(fence, "w2", EPOCH, chain, TTL_S)
-    await index.remove(fence, "w1", [chain[2], *blocks(1, start=50)])
+    await put(index, fence, "w1", chain)
+    await put(index, fence, "w2", chain)
+    gone = [chain[2], *blocks(1, start=50)]
+    assert await index.remove(fence, "w1", at(2), gone, TTL_S)
     assert await index.lookup(chain) == {"w1": 2, "w2": 4}
-
-
-@pytest.mark.parametrize("newer", [EPOCH + 1, 10**19])
-async def test_a_new_epoch_forgets_what_came_before(index: KvIndex, newer: int) -> None:
-    fence = await fence_of(index)
-    await index.add(fence, "w1", EPOCH, blocks(3), TTL_S)
-    await index.set_epoch(fence, "w1", newer)
-    assert await index.lookup(blocks(3)) == {}
-    await index.add(fence, "w1", newer, blocks(1), TTL_S)
-    assert await index.lookup(blocks(3)) == {"w1": 1}
-    await index.add(fence, "w1", EPOCH, blocks(3), TTL_S)
-    await index.set_epoch(fence, "w1", EPOCH)
-    assert await index.lookup(blocks(3)) == {"w1": 1}, "an older epoch says nothing"
-
-
-async def test_a_write_of_nothing_is_fenced_and_tells_its_epoch(index: KvIndex) -> None:
-    fence = await fence_of(index)
-    await index.add(fence, "w1", EPOCH, blocks(1), TTL_S)
-    await index.add(fence, "w1", EPOCH + 1, (), TTL_S)
-    assert await index.lookup(blocks(1)) == {}
-    for write in (index.add(fence - 1, "w1", EPOCH, (), TTL_S), index.remove(fence - 1, "w1", ())):
-        with pytest.raises(Fenced):
-            await write
-
-
-async def test_a_dropped_holder_does_not_come_back_with_its_old_blocks(index: KvIndex) -> None:
-    fence = await fence_of(index)
-    await index.add(fence, "w1", EPOCH, blocks(3), TTL_S)
-    await index.drop_holder(fence, "w1")
-    assert await index.lookup(blocks(3)) == {}
-    await index.add(fence, "w1", EPOCH, blocks(1), TTL_S)
-    assert await index.lookup(blocks(3)) == {"w1": 1}
-
-
-async def test_entries_end_with_their_time(index: KvIndex) -> None:
-    fence = await fence_of(index)
-    await index.add(fence, "w1", EPOCH, blocks(2), 0.3)
-    await index.add(fence, "w2", EPOCH, blocks(1), TTL_S)
-    await index.add(fence, "w2", EPOCH, blocks(1), 0.01)
-    assert (await index.lookup(blocks(2)))["w1"] == 2
-    await asyncio.sleep(0.4)
-    # Time is kept per block, not per holder: the longest wins.
-    assert await index.lookup(blocks(2)) == {"w1": 1, "w2": 1}
 
 
 async def test_long_chains_are_counted_across_pages(index: KvIndex) -> None:
     fence = await fence_of(index)
     chain = blocks(1300)
-    await index.add(fence, "whole", EPOCH, chain, TTL_S)
-    await index.add(fence, "page", EPOCH, chain[:512], TTL_S)
-    await index.add(fence, "second", EPOCH, chain[:1000] + chain[1001:], TTL_S)
-    await index.add(fence, "late", EPOCH, chain[512:], TTL_S)
+    await put(index, fence, "whole", chain)
+    await put(index, fence, "page", chain[:512])
+    await put(index, fence, "second", [])
+    assert await index.add(fence, "second", at(2), chain[:1000] + chain[1001:], TTL_S)
+    await put(index, fence, "late", chain[512:])
     assert await index.lookup(chain) == {"whole": 1300, "page": 512, "second": 1000}
 
+
+@pytest.mark.parametrize("newer", [EPOCH + 1, 10**19])
+async def test_a_new_epoch_forgets_what_came_before(index: KvIndex, newer: int) -> None:
+    fence = await fence_of(index)
+    await put(index, fence, "w1", blocks(3))
+    await index.set_epoch(fence, "w1", newer)
+    assert await index.lookup(blocks(3)) == {}
+    await index.replace(fence, "w1", at(1, newer), blocks(1), TTL_S)
+    assert await index.lookup(blocks(3)) == {"w1": 1}
+    assert await index.add(fence, "w1", at(2), blocks(3), TTL_S)
+    await index.replace(fence, "w1", at(3), blocks(3), TTL_S)
+    await index.set_epoch(fence, "w1", EPOCH)
+    assert await index.lookup(blocks(3)) == {"w1": 1}, "an older epoch says nothing"
+
+
+async def test_what_the_index_does_not_have_must_be_written_whole(index: KvIndex) -> None:
+    """Or a part would pass for all."""
+    fence = await fence_of(index)
+    assert not await index.add(fence, "w1", at(7), blocks(1), TTL_S)
+    assert not await index.remove(fence, "w1", at(7), blocks(1), TTL_S)
+    await put(index, fence, "w1", blocks(2))
+    assert not await index.add(fence, "w1", at(1, EPOCH + 1), blocks(3), TTL_S)
+    assert await index.lookup(blocks(3)) == {"w1": 2}
+    await index.drop_holder(fence, "w1")
+    assert not await index.add(fence, "w1", at(8), blocks(1), TTL_S)
+    assert await index.lookup(blocks(3)) == {}
+    assert await index.positions() == {}
+
+
+async def test_a_write_of_nothing_is_fenced_and_tells_its_position(index: KvIndex) -> None:
+    fence = await fence_of(index)
+    await put(index, fence, "w1", blocks(1))
+    assert await index.add(fence, "w1", at(5), (), TTL_S)
+    assert await index.positions() == {"w1": at(5)}
+    writes: list[Awaitable[object]] = [
+        index.add(fence - 1, "w1", at(6), (), TTL_S),
+        index.remove(fence - 1, "w1", at(6), (), TTL_S),
+        index.replace(fence - 1, "w1", at(6), (), TTL_S),
+    ]
+    for write in writes:
+        with pytest.raises(Fenced):
+            await write
+    assert await index.positions() == {"w1": at(5)}
+
+
+async def test_a_replaced_holder_is_never_seen_in_part(index: KvIndex) -> None:
+    fence = await fence_of(index)
+    small, large = blocks(1500), blocks(2000)
+    always, sometimes = large[:400], large[1600:]
+    await put(index, fence, "w1", large)
+    seen: set[tuple[int, int]] = set()
+    done = asyncio.Event()
+
+    async def read() -> None:
+        while not done.is_set():
+            first = await index.lookup(always)
+            seen.add((first.get("w1", 0), (await index.lookup(sometimes)).get("w1", 0)))
+
+    readers = [asyncio.ensure_future(read()) for _ in range(3)]
+    for _ in range(10):
+        await put(index, fence, "w1", small)
+        await put(index, fence, "w1", large)
+    done.set()
+    await asyncio.gather(*readers)
+    assert seen <= {(400, 0), (400, 400)}
+
+
+# ---------------------------------------------------------------- copies
+
+
+async def test_a_copy_has_all_blocks_and_says_how_far_it_goes(index: KvIndex) -> None:
+    fence = await fence_of(index)
+    await put(index, fence, "w1", blocks(5000))
+    await index.remove(fence, "w1", at(8, stale=True), blocks(2), TTL_S)
+    await index.replace(fence, "w2", at(3), [], TTL_S)
+    assert await index.positions() == {"w1": at(8, stale=True), "w2": at(3)}
+    loaded = await index.load("w1")
+    assert loaded is not None
+    assert loaded.at == at(8, stale=True)
+    assert set(loaded.hashes) == set(blocks(4998, start=2))
+    assert await index.load("w2") == Loaded(at(3), ())
+    assert await index.load("nobody") is None
+
+
+async def test_a_copy_made_while_it_changes_is_right_after_the_later_events(
+    index: KvIndex,
+) -> None:
+    """The argument that copies rest on: position first, then blocks; later events do no harm."""
+    fence = await fence_of(index)
+    pool = blocks(6000)
+    await put(index, fence, "w1", pool[:5000])
+    truth = dict.fromkeys(pool[:5000])
+    story: dict[int, tuple[bool, list[BlockHash]]] = {}
+    copies: list[Loaded] = []
+    done = asyncio.Event()
+
+    async def copy() -> None:
+        while not done.is_set():
+            loaded = await index.load("w1")
+            if loaded is not None:
+                copies.append(loaded)
+
+    copier = asyncio.ensure_future(copy())
+    for seq in range(2, 150):
+        story[seq] = (seq % 2 == 0, pool[seq * 37 % 5900 :][:40])
+        tell(truth, *story[seq])
+        write = index.add if story[seq][0] else index.remove
+        assert await write(fence, "w1", at(seq), story[seq][1], TTL_S)
+    done.set()
+    await copier
+    assert copies
+    for loaded in copies:
+        held = dict.fromkeys(loaded.hashes)
+        for seq in range(loaded.at.seq + 1, 150):
+            tell(held, *story[seq])
+        assert held.keys() == truth.keys()
+
+
+def tell(held: dict[BlockHash, None], stored: bool, hashes: list[BlockHash]) -> None:
+    for one in hashes:
+        if stored:
+            held[one] = None
+        else:
+            held.pop(one, None)
+
+
+# ---------------------------------------------------------------- time
+
+
+async def test_a_holder_ends_with_its_time(index: KvIndex) -> None:
+    fence = await fence_of(index)
+    await index.replace(fence, "w1", at(1), blocks(2), 0.3)
+    await index.replace(fence, "w2", at(1), blocks(1), 0.3)
+    assert await index.lookup(blocks(2)) == {"w1": 2, "w2": 1}
+    assert await index.add(fence, "w2", at(2), (), TTL_S), "each write renews its holder"
+    await asyncio.sleep(0.4)
+    assert await index.lookup(blocks(2)) == {"w2": 1}
+    assert await index.positions() == {"w2": at(2)}
+    assert not await index.add(fence, "w1", at(2), blocks(1), TTL_S)
+
+
+# ---------------------------------------------------------------- any order
 
 Step = tuple[str, str, int, list[int]]
 STEPS = st.lists(
     st.tuples(
-        st.sampled_from(["add", "remove", "epoch", "drop"]),
+        st.sampled_from(["add", "add", "remove", "replace", "epoch", "drop"]),
         st.sampled_from(["w1", "w2", "w3"]),
         st.integers(EPOCH, EPOCH + 2),
         st.lists(st.integers(0, 5), max_size=4),
@@ -165,73 +331,32 @@ STEPS = st.lists(
 
 @settings(max_examples=40, deadline=None)
 @given(steps=STEPS)
-async def test_the_real_index_and_the_twin_agree(valkey_url: str, steps: list[Step]) -> None:
+async def test_the_real_index_and_the_twin_agree(
+    started: Callable[[str], Server | Cluster], steps: list[Step]
+) -> None:
     prefix = f"agree-{os.urandom(6).hex()}"
     twin = MemoryKvIndex(MemoryIndexServer(SystemClock()))
-    async with RedisKvIndex(valkey_url, prefix=prefix, lookup_timeout_s=5) as real:
+    url = started("valkey").url
+    async with RedisKvIndex(url, prefix=prefix, lookup_timeout_s=LATE_S) as real:
         answers = [await apply_all(index, steps) for index in (twin, real)]
     assert answers[0] == answers[1]
 
 
-async def apply_all(index: KvIndex, steps: list[Step]) -> list[dict[str, int]]:
+async def apply_all(index: KvIndex, steps: list[Step]) -> list[object]:
     fence = await fence_of(index)
-    chain, answers = blocks(6), []
-    for verb, holder, epoch, places in steps:
+    chain = blocks(6)
+    answers: list[object] = []
+    for seq, (verb, holder, epoch, places) in enumerate(steps):
         hashes = [chain[place] for place in places]
         if verb == "add":
-            await index.add(fence, holder, epoch, hashes, TTL_S)
+            answers.append(await index.add(fence, holder, at(seq, epoch), hashes, TTL_S))
         elif verb == "remove":
-            await index.remove(fence, holder, hashes)
+            answers.append(await index.remove(fence, holder, at(seq, epoch), hashes, TTL_S))
+        elif verb == "replace":
+            await index.replace(fence, holder, at(seq, epoch), hashes, TTL_S)
         elif verb == "epoch":
             await index.set_epoch(fence, holder, epoch)
         else:
             await index.drop_holder(fence, holder)
-        answers.append(dict(await index.lookup(chain)))
+        answers += [dict(await index.lookup(chain)), dict(await index.positions())]
     return answers
-
-
-@dataclass
-class Outage:
-    index: KvIndex
-    down: Callable[[], None]
-    up: Callable[[], None]
-
-
-@pytest.fixture(params=["memory", "redis"])
-async def outage(request: pytest.FixtureRequest) -> AsyncIterator[Outage]:
-    """An index on a server of its own, which loses its content when it goes down."""
-    if request.param == "memory":
-        twin = MemoryIndexServer(SystemClock())
-        yield Outage(MemoryKvIndex(twin), lambda: twin.down(lose_content=True), twin.up)
-        return
-    server: RestartableValkey = request.getfixturevalue("own_valkey")
-    async with RedisKvIndex(server.url) as real:
-        yield Outage(real, server.down, server.up)
-
-
-async def test_every_call_fails_fast_while_the_server_is_away(outage: Outage) -> None:
-    fence = await fence_of(outage.index)
-    outage.down()
-    async with asyncio.timeout(3):
-        with pytest.raises(IndexUnavailable):
-            await outage.index.lookup(blocks(3))
-        with pytest.raises(IndexUnavailable):
-            await outage.index.acquire("store-1", 30)
-        with pytest.raises(IndexUnavailable):
-            await outage.index.add(fence, "w1", EPOCH, blocks(1), TTL_S)
-
-
-async def test_a_server_that_lost_its_content_fences_the_old_writer(outage: Outage) -> None:
-    old = await fence_of(outage.index)
-    await outage.index.add(old, "w1", EPOCH, blocks(2), TTL_S)
-    outage.down()
-    outage.up()
-    with suppress(IndexUnavailable, Fenced):  # the old connection may have to fail first
-        await outage.index.remove(old, "w1", blocks(2))
-    with pytest.raises(Fenced):
-        await outage.index.add(old, "w1", EPOCH, blocks(2), TTL_S)
-    new = await fence_of(outage.index, "store-2")
-    assert new > old
-    with pytest.raises(Fenced):
-        await outage.index.add(old, "w1", EPOCH, blocks(2), TTL_S)
-    assert await outage.index.lookup(blocks(2)) == {}

@@ -12,6 +12,7 @@ from banyan.v1 import kv_pb2, router_pb2, worker_pb2
 from banyan_runtime import rpc, wire
 from banyan_runtime.rpc import Code, RefusedError, RpcError
 from banyan_runtime.rpc_bounds import MAX_MESSAGE_BYTES
+from banyan_runtime.trace_context import TraceContext, current_trace, in_trace
 
 from .conftest import Eventually, Pair
 
@@ -365,3 +366,45 @@ async def test_a_stopping_server_lets_running_calls_finish(pair: Pair) -> None:
     await started.wait()
     await server.stop(5)
     assert (await calling).refusal.reason == "last"
+
+
+TRACE = TraceContext(trace_id=0xABC, span_id=0xDEF)
+
+
+async def test_a_call_carries_the_callers_trace(pair: Pair) -> None:
+    """What one request calls for is in its trace; what lives longer than it is in none."""
+    heard: dict[str, TraceContext | None] = {}
+
+    async def note_place(request: router_pb2.PlaceRequest) -> router_pb2.PlaceResponse:
+        heard[request.request_id] = current_trace()
+        return router_pb2.PlaceResponse()
+
+    async def note_pull(request: worker_pb2.PullRequest) -> AsyncIterator[kv_pb2.KvPages]:
+        heard["pull"] = current_trace()
+        yield kv_pb2.KvPages()
+
+    async def note_tokens(
+        requests: AsyncIterator[worker_pb2.TokensRequest],
+    ) -> AsyncIterator[worker_pb2.TokensReport]:
+        heard["tokens"] = current_trace()
+        yield worker_pb2.TokensReport()
+
+    handlers = [
+        rpc.serve_unary(wire.PLACE, note_place),
+        rpc.serve_stream(wire.PULL, note_pull),
+        rpc.serve_bidi(wire.TOKENS, note_tokens),
+    ]
+    server = await pair.server.serve(pair.address, handlers)
+    channel = pair.client.channel(server.address)
+    with in_trace(TRACE):
+        await channel.unary(wire.PLACE, router_pb2.PlaceRequest(request_id="traced"), 5)
+        assert [_ async for _ in channel.stream(wire.PULL, worker_pb2.PullRequest(), 5)]
+        async with aclosing(channel.bidi(wire.TOKENS, no_requests())) as answers:
+            await anext(answers)
+    await channel.unary(wire.PLACE, router_pb2.PlaceRequest(request_id="untraced"), 5)
+    assert heard == {"traced": TRACE, "pull": TRACE, "tokens": None, "untraced": None}
+
+
+async def no_requests() -> AsyncIterator[worker_pb2.TokensRequest]:
+    return
+    yield

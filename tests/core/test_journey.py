@@ -43,6 +43,7 @@ from banyan_core.types import (
     SamplingParams,
     SequenceFigures,
     SequenceReport,
+    ShedReason,
     WorkerRef,
 )
 
@@ -277,17 +278,20 @@ def test_a_promise_after_the_cancel_is_cancelled_again() -> None:
 def test_no_worker_waits_then_sheds_at_the_queue_timeout() -> None:
     desk = Desk(JourneyLimits(queue_timeout_ns=NS_PER_S))
     place = desk.accept()
-    while desk.machine.num_open:
+    for tick_ms in (400, 800, 1000):
         refused = NotPlaced("r", 0, place.query.attempt, Refusal("none is live", 400 * NS_PER_MS))
         desk.tell(refused)
+        assert desk.next_wake == tick_ms * NS_PER_MS
+        commands = desk.tell(after_ns=tick_ms * NS_PER_MS - desk.now)
         if desk.machine.num_open:
-            assert desk.next_wake == desk.now + 400 * NS_PER_MS
-            place = only_place(desk.tell(after_ns=400 * NS_PER_MS))
+            place = only_place(commands)
     end = desk.end()
+    assert end.record.shed is ShedReason.QUEUE_TIMEOUT
+    assert end.record.reason == "no worker took it within 1 s: none is live"
     assert end.record.outcome is Outcome.SHED
     assert end.retryable
     assert end.retry_after_ns >= NS_PER_S
-    assert dict(end.record.ledger) == {"queue": 1200 * NS_PER_MS}
+    assert dict(end.record.ledger) == {"queue": 1000 * NS_PER_MS}
 
 
 def test_the_deadline_ends_a_silent_stream() -> None:

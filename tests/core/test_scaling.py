@@ -1,22 +1,12 @@
-"""The HPA's arithmetic by table, the limits over time, the loop with its actuator's answers."""
+"""The HPA's arithmetic by table, and the loop with its actuator's answers."""
 
 from __future__ import annotations
 
 import pytest
 
 from banyan_core.events import Event, ScaleDecided, WorkerAlive, WorkerGone
-from banyan_core.policies import BadParameter, UnknownPolicy
-from banyan_core.policies.scaling import (
-    Fixed,
-    Limits,
-    Replica,
-    ScalingDecision,
-    ScalingState,
-    ScalingView,
-    TargetTracking,
-    decide,
-)
-from banyan_core.scaling_config import ScalingConfig, scaling_config
+from banyan_core.policies.scaling import Fixed, Replica, ScalingView, TargetTracking
+from banyan_core.policies.scaling_limits import Limits, ScalingState, decide
 from banyan_core.scaling_loop import (
     FORGET_NS,
     ActuatorFailed,
@@ -131,83 +121,10 @@ def test_bad_parameters(make: object) -> None:
         make()
 
 
-# ---------------------------------------------------------------- limits
-
-
-def decide_at(
-    second: float, want: int, current: int, limits: Limits, state: ScalingState
-) -> tuple[ScalingDecision, ScalingState]:
-    now = round(second * NS_PER_S)
-    return decide(Fixed(want), limits, ScalingView(now, Role.DECODE, current, ()), state)
-
-
-def test_shrinks_to_the_highest_advice_of_the_down_window() -> None:
-    limits = Limits(0, 100, down_window_ns=300 * NS_PER_S)
-    state = ScalingState()
-    wanted = {}
-    for second, want in [(0, 5), (60, 3), (120, 4), (299, 2), (300, 2), (360, 2), (420, 2)]:
-        decision, state = decide_at(second, want, 5, limits, state)
-        wanted[second] = decision.num_replicas_wanted
-    assert wanted == {0: 5, 60: 5, 120: 5, 299: 5, 300: 4, 360: 4, 420: 2}
-
-
-def test_a_restarted_autoscaler_shrinks_nothing_for_the_window() -> None:
-    decision, _ = decide_at(0, 1, 5, Limits(1, 9), ScalingState())
-    assert decision.num_replicas_wanted == 5
-    assert "highest advice" in decision.reason
-
-
-def test_grows_at_once_by_default_and_late_with_an_up_window() -> None:
-    assert decide_at(0, 3, 1, Limits(1, 9), ScalingState())[0].num_replicas_wanted == 3
-    limits = Limits(1, 9, up_window_ns=60 * NS_PER_S)
-    decision, state = decide_at(0, 3, 1, limits, ScalingState())
-    assert decision.num_replicas_wanted == 1
-    assert "lowest advice" in decision.reason
-    decision, state = decide_at(59, 4, 1, limits, state)
-    assert decision.num_replicas_wanted == 1
-    decision, state = decide_at(61, 4, 1, limits, state)
-    assert decision.num_replicas_wanted == 4
-
-
-@pytest.mark.parametrize(
-    ("current", "want", "expected"), [(1, 50, 5), (3, 50, 7), (4, 50, 8), (10, 50, 20), (0, 9, 4)]
-)
-def test_growth_rate_is_the_hpas_default(current: int, want: int, expected: int) -> None:
-    limits = Limits(0, 100, down_window_ns=0)
-    decision, state = decide_at(0, want, current, limits, ScalingState())
-    assert decision.num_replicas_wanted == expected
-    again, _ = decide_at(14, want, expected, limits, state)
-    assert again.num_replicas_wanted == expected, "the period has its growth"
-    later, _ = decide_at(15, want, expected, limits, state)
-    assert later.num_replicas_wanted > expected
-
-
-@pytest.mark.parametrize(
-    ("want", "current", "expected", "word"),
-    [(9, 2, 4, "max_replicas 4"), (0, 2, 1, "min_replicas 1"), (3, 2, 3, "fixed at 3")],
-)
-def test_bounds(want: int, current: int, expected: int, word: str) -> None:
-    limits = Limits(1, 4, down_window_ns=0)
-    decision, _ = decide_at(0, want, current, limits, ScalingState())
-    assert decision.num_replicas_wanted == expected
-    assert word in decision.reason
-
-
 def test_bounds_hold_without_figures() -> None:
     policy = TargetTracking()
     decision, _ = decide(policy, Limits(2, 4), view(), ScalingState())
     assert decision.num_replicas_wanted == 2
-
-
-def test_cooldown_follows_a_change_and_never_holds_a_bound() -> None:
-    limits = Limits(1, 9, down_window_ns=0, cooldown_ns=30 * NS_PER_S)
-    decision, state = decide_at(0, 2, 1, limits, ScalingState())
-    assert decision.num_replicas_wanted == 2
-    decision, state = decide_at(20, 3, 2, limits, state)
-    assert decision.num_replicas_wanted == 2
-    assert "10 s more of cool-down" in decision.reason
-    assert decide_at(21, 3, 0, limits, state)[0].num_replicas_wanted > 0
-    assert decide_at(30, 3, 2, limits, state)[0].num_replicas_wanted == 3
 
 
 # ---------------------------------------------------------------- the loop
@@ -281,6 +198,8 @@ def test_change_is_published_when_the_actuator_has_answered() -> None:
         "mean num_running 8 of target 4 over 1 replicas",
         "test",
         True,
+        8.0,
+        4.0,
     )
 
 
@@ -354,62 +273,3 @@ def test_silent_worker_is_without_figures_then_forgotten() -> None:
     command = tick(machine, later, 2, alive("w0", 4, seq=2))[0]
     assert isinstance(command, SetReplicas)
     assert command.num_replicas == 1
-
-
-# ---------------------------------------------------------------- configuration
-
-
-def test_section_becomes_values() -> None:
-    config = scaling_config(
-        {
-            "period_s": 5,
-            "decode": {
-                "policy": "target_tracking",
-                "max_replicas": 4,
-                "cooldown_s": 30,
-                "target_tracking": {"target": 8},
-            },
-            "prefill": {"policy": "fixed", "fixed": {"num_replicas": 2}},
-        }
-    )
-    assert list(config.roles) == [Role.PREFILL, Role.DECODE]
-    assert config.roles[Role.PREFILL] == RoleScaling("fixed", Fixed(2), Limits())
-    assert config.roles[Role.DECODE].policy == TargetTracking(target=8.0)
-    assert config.roles[Role.DECODE].limits == Limits(1, 4, cooldown_ns=30 * NS_PER_S)
-    assert config.period_ns == 5 * NS_PER_S
-    assert scaling_config({}) == ScalingConfig({}, 15 * NS_PER_S)
-
-
-@pytest.mark.parametrize(
-    ("section", "error", "words"),
-    [
-        ({"decod": {}}, ValueError, "scaling.decod is not known"),
-        ({"period_s": 0}, ValueError, "scaling.period_s must be above 0"),
-        ({"decode": 3}, ValueError, "scaling.decode must be a table"),
-        ({"decode": {}}, ValueError, "scaling.decode.policy is not set"),
-        (
-            {"decode": {"policy": "magic"}},
-            UnknownPolicy,
-            "'magic' is not known; known are: fixed, target_tracking",
-        ),
-        ({"decode": {"policy": "fixed", "fixed": {"n": 1}}}, BadParameter, "no parameter 'n'"),
-        ({"decode": {"policy": "fixed", "fixed": 1}}, ValueError, "must be a table of"),
-        (
-            {"decode": {"policy": "fixed", "target_tracking": {"target": 0}}},
-            BadParameter,
-            "target must be above 0",
-        ),
-        ({"decode": {"policy": "fixed", "min_replicas": -1}}, ValueError, "min_replicas must be"),
-        (
-            {"decode": {"policy": "fixed", "min_replicas": 3, "max_replicas": 2}},
-            ValueError,
-            "max_replicas must be at least min_replicas 3",
-        ),
-        ({"decode": {"policy": "fixed", "cooldown_s": "x"}}, ValueError, "cooldown_s must be"),
-    ],
-)
-def test_bad_section_names_the_field(
-    section: dict[str, object], error: type[ValueError], words: str
-) -> None:
-    with pytest.raises(error, match=words):
-        scaling_config(section)

@@ -23,7 +23,7 @@ from banyan_text.card import echo_card
 from banyan_text.tokenizer import ByteTokenizer
 
 KEYS = {"key-a": Tenant("a", "tenant/a"), "key-b": Tenant("b", "group/shared")}
-CONTEXT_TOKENS = 32_768
+CONTEXT_TOKENS = 131_072
 
 
 class Driving:
@@ -41,6 +41,7 @@ class Served:
     gateway: EchoGateway
     url: str
     client: openai.AsyncOpenAI
+    server: HttpServer
 
 
 def key_ring() -> KeyRing:
@@ -57,7 +58,11 @@ def app_of(gateway: EchoGateway, keys: KeyRing) -> FastAPI:
         registry=CollectorRegistry(),
     )
     options = ApiOptions(
-        version="1.2.3", reply=ReplyOptions(0.05, 0.5), body_bytes_max=200_000, body_timeout_s=0.5
+        version="1.2.3",
+        reply=ReplyOptions(0.05, 0.5),
+        body_bytes_max=200_000,
+        all_bodies_bytes_max=500_000,
+        body_timeout_s=0.5,
     )
     card = echo_card(16, "fast")
     return build_app(gateway, ByteTokenizer(), card, keys, tools, options)
@@ -88,5 +93,5 @@ async def served(gateway: EchoGateway) -> AsyncIterator[Served]:
     await server.start()
     url = f"http://{server.address}"
     async with openai.AsyncOpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client:
-        yield Served(gateway, url, client)
+        yield Served(gateway, url, client, server)
     await server.stop(1.0)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from banyan_core.types import OutputToken
 from banyan_gateway.ports import Delta, GenerationRequest, RequestFailed, Usage
-from banyan_gateway.request_metrics import RequestMetrics
+from banyan_gateway.request_metrics import QueueFigures, RequestMetrics
 from banyan_text.choice_text import ChoiceText
 from banyan_text.tokenizer import ByteTokenizer
 
@@ -34,11 +34,14 @@ class EchoGateway:
         self.num_running = 0
         self.num_given_up = 0
         self.num_deltas = 0
-        self.metrics = RequestMetrics("echo", lambda: (self.num_running, 0))
+        self.metrics = RequestMetrics("echo", lambda: QueueFigures(self.num_running, 0, None, 10))
         self.is_ready = (True, "ready")
+        self.full: RequestFailed | None = None
         self._changed = asyncio.Event()
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Usage, None]:
+    async def generate(
+        self, request: GenerationRequest
+    ) -> AsyncGenerator[list[Delta | Usage], None]:
         self.requests.append(request)
         self._run(+1)
         ended = False
@@ -48,12 +51,12 @@ class EchoGateway:
                 text = ChoiceText(self._tokenizer, request.stop, request.include_stop)
                 async for delta in self._choice(request, choice, text):
                     self.num_deltas += 1
-                    yield delta
+                    yield [delta]
                 num_output_tokens += text.num_output_tokens
             ended = True
             if not self.script.no_usage:
                 num_prompt = len(request.prompt_token_ids)
-                yield Usage(num_prompt, num_output_tokens, self._num_cached_tokens)
+                yield [Usage(num_prompt, num_output_tokens, self._num_cached_tokens)]
         except RequestFailed:
             ended = True
             raise
@@ -99,6 +102,9 @@ class EchoGateway:
             return OutputToken(token_id)
         others = [(token_id, -0.5), (0xE2, float("-inf")), (0xC3, -3.0)]
         return OutputToken(token_id, -0.5, tuple(others[: request.sampling.num_top_logprobs]))
+
+    def refusal(self) -> RequestFailed | None:
+        return self.full
 
     def request_view(self, request_id: str) -> dict[str, object] | None:
         known = [each for each in self.requests if each.request_id == request_id]

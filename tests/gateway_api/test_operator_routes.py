@@ -25,7 +25,7 @@ async def test_health_ready_version(http: httpx2.AsyncClient, gateway: EchoGatew
 
 async def test_models_say_the_context(http: httpx2.AsyncClient) -> None:
     model = (await http.get("/v1/models")).json()["data"][0]
-    assert (model["id"], model["max_model_len"]) == ("echo", 32_768)
+    assert (model["id"], model["max_model_len"]) == ("echo", 131_072)
     assert (await http.get("/v1/models/echo")).json() == model
 
 
@@ -34,7 +34,7 @@ async def test_tokenize_and_back(http: httpx2.AsyncClient) -> None:
     answer = (await http.post("/tokenize", json=body)).json()
     assert answer == {
         "count": 3,
-        "max_model_len": 32_768,
+        "max_model_len": 131_072,
         "tokens": [0xC3, 0xA9, 0x21],
         "token_strs": ["\ufffd", "\ufffd", "!"],
     }

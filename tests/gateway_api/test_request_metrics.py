@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 
 from banyan_core.journey_messages import RequestRecord
 from banyan_core.types import NS_PER_MS, Outcome
-from banyan_gateway.request_metrics import RequestMetrics
+from banyan_gateway.request_metrics import QueueFigures, RequestMetrics
 
 LABELS = {"model_name": "m"}
 ANSWERED = RequestRecord(
@@ -32,12 +32,12 @@ ANSWERED = RequestRecord(
 
 
 class Exposed:
-    """Figures in a registry of their own; `num_open` is what the gateway would say."""
+    """Figures in a registry of their own; `now` is what the gateway would say."""
 
     def __init__(self) -> None:
-        self.num_open = (0, 0)
+        self.now = QueueFigures(0, 0, None, 10)
         self.registry = CollectorRegistry()
-        self.metrics = RequestMetrics("m", lambda: self.num_open)
+        self.metrics = RequestMetrics("m", lambda: self.now)
         self.registry.register(self.metrics)
 
     def value(self, name: str, **labels: str) -> float | None:
@@ -47,7 +47,7 @@ class Exposed:
 def test_gauges_are_read_when_scraped() -> None:
     exposed = Exposed()
     assert exposed.value("num_requests_running") == 0
-    exposed.num_open = (3, 2)
+    exposed.now = QueueFigures(3, 2, None, 10)
     assert exposed.value("num_requests_running") == 3
     assert exposed.value("num_requests_waiting") == 2
 
@@ -79,6 +79,34 @@ def test_only_full_answers_have_latencies() -> None:
     exposed.metrics.ended(dataclasses.replace(ANSWERED, ttft_ns=None, itl_ns=()))
     assert exposed.value("e2e_request_latency_seconds_count") == 1
     assert exposed.value("time_to_first_token_seconds_count") == 0
+
+
+def test_phases_are_those_of_vllm() -> None:
+    exposed = Exposed()
+    parts = {"tokenize": 1, "queue": 2, "place": 1, "prefill_queue": 1, "prefill_compute": 5}
+    ledger = tuple((part, duration * NS_PER_MS) for part, duration in parts.items())
+    exposed.metrics.ended(dataclasses.replace(ANSWERED, ledger=ledger))
+    sums = {
+        phase: exposed.value(f"request_{phase}_time_seconds_sum")
+        for phase in ("queue", "prefill", "decode", "inference")
+    }
+    assert sums == {"queue": 0.004, "prefill": 0.005, "decode": 0.89, "inference": 0.895}
+
+
+def test_every_end_is_counted_with_its_tokens() -> None:
+    exposed = Exposed()
+    exposed.metrics.ended(ANSWERED)
+    exposed.metrics.ended(dataclasses.replace(ANSWERED, finish_reasons=("length",)))
+    exposed.metrics.ended(dataclasses.replace(ANSWERED, outcome=Outcome.CANCELLED))
+    unserved = dataclasses.replace(ANSWERED, ttft_ns=None, num_output_tokens=0)
+    exposed.metrics.ended(dataclasses.replace(unserved, outcome=Outcome.SHED))
+    counted = {
+        reason: exposed.value("request_success_total", finished_reason=reason)
+        for reason in ("stop", "length", "abort", "error")
+    }
+    assert counted == {"stop": 1, "length": 1, "abort": 1, "error": 1}
+    assert exposed.value("prompt_tokens_total") == 30
+    assert exposed.value("generation_tokens_total") == 15
 
 
 def test_the_text_is_what_prometheus_reads() -> None:

@@ -19,7 +19,7 @@ from banyan_kvstore.memory_tier import MemoryTier
 from banyan_kvstore.service import KvStoreOptions, KvStoreService
 from banyan_kvstore.tiers import Tiers
 from banyan_runtime import wire
-from banyan_runtime.bus import KV_EVENTS, EventProducer
+from banyan_runtime.bus import KV_EVENTS, EventProducer, Headers
 from banyan_runtime.memory_bus import MemoryBroker, MemoryBus
 from banyan_runtime.memory_index import MemoryIndexServer, MemoryKvIndex
 from banyan_runtime.memory_mesh import MemoryMesh
@@ -131,8 +131,8 @@ class _LossyBus(MemoryBus):
 
     is_full = False
 
-    def publish(self, topic: str, key: str, value: bytes) -> bool:
-        return not self.is_full and super().publish(topic, key, value)
+    def publish(self, topic: str, key: str, value: bytes, headers: Headers = ()) -> bool:
+        return not self.is_full and super().publish(topic, key, value, headers)
 
 
 class Stored:

@@ -17,6 +17,7 @@ from tests.kvstore.stored import (
 )
 
 from banyan.v1 import common_pb2, events_pb2
+from banyan_core.index_facts import Position
 from banyan_core.types import BlockHash
 from banyan_runtime.bus import KV_EVENTS, WORKER_EVENTS
 from banyan_runtime.kv_index import Fenced
@@ -132,13 +133,13 @@ class PausedIndex(MemoryKvIndex):
     resume: asyncio.Event | None = None
     num_fenced = 0
 
-    async def add(
-        self, fence: int, holder: str, epoch: int, hashes: Sequence[BlockHash], ttl_s: float
+    async def replace(
+        self, fence: int, holder: str, at: Position, hashes: Sequence[BlockHash], ttl_s: float
     ) -> None:
         if self.resume is not None:
             await self.resume.wait()
         try:
-            await super().add(fence, holder, epoch, hashes, ttl_s)
+            await super().replace(fence, holder, at, hashes, ttl_s)
         except Fenced:
             self.num_fenced += 1
             raise
@@ -152,14 +153,18 @@ class CountingIndex(MemoryKvIndex):
         self._taken = taken
 
     async def add(
-        self, fence: int, holder: str, epoch: int, hashes: Sequence[BlockHash], ttl_s: float
-    ) -> None:
-        await super().add(fence, holder, epoch, hashes, ttl_s)
+        self, fence: int, holder: str, at: Position, hashes: Sequence[BlockHash], ttl_s: float
+    ) -> bool:
+        known = await super().add(fence, holder, at, hashes, ttl_s)
         self._taken.append(fence)
+        return known
 
-    async def remove(self, fence: int, holder: str, hashes: Sequence[BlockHash]) -> None:
-        await super().remove(fence, holder, hashes)
+    async def remove(
+        self, fence: int, holder: str, at: Position, hashes: Sequence[BlockHash], ttl_s: float
+    ) -> bool:
+        known = await super().remove(fence, holder, at, hashes, ttl_s)
         self._taken.append(fence)
+        return known
 
 
 def test_a_writer_that_was_paused_past_its_lease_writes_nothing() -> None:
@@ -242,6 +247,22 @@ def test_an_index_that_lost_its_content_is_written_again() -> None:
         assert await stored.lookup(*H) == {}
         await asyncio.sleep(2)
         assert await stored.lookup(*H) == {"w0": 2, "kvstore-0": 1}
+
+    virtually(test)
+
+
+def test_a_holder_that_the_index_lost_alone_is_written_whole_with_its_next_news() -> None:
+    """As when the server had to evict it: a part of its blocks must not pass for all."""
+
+    async def test(stored: Stored) -> None:
+        await stored.store()
+        worker = stored.producer("w0")
+        worker.emit(KV_EVENTS, blocks_stored(H[:2]))
+        await asyncio.sleep(SOON_S)
+        del stored.index_server.holders()["w0"]
+        worker.emit(KV_EVENTS, blocks_stored(H[2:4]))
+        await asyncio.sleep(SOON_S)
+        assert await stored.lookup(*H) == {"w0": 4}
 
     virtually(test)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -28,6 +28,7 @@ class Question:
     n: int = 1
     stop: tuple[str, ...] = ()
     deadline_ns: int | None = None
+    traceparent: str | None = None
     priority: int = 0
     age_ns: int = 0
 
@@ -85,7 +86,18 @@ def request_of(mesh: SimMesh, question: Question) -> GenerationRequest:
         stream=True,
         deadline_ns=question.deadline_ns,
         received_ns=mesh.loop.clock.now_ns() - question.age_ns,
+        traceparent=question.traceparent,
     )
+
+
+async def one_by_one(
+    stream: AsyncGenerator[list[Delta | Usage], None],
+) -> AsyncGenerator[Delta | Usage, None]:
+    """A gateway's news, item by item."""
+    async with aclosing(stream):
+        async for items in stream:
+            for item in items:
+                yield item
 
 
 async def ask(
@@ -97,7 +109,7 @@ async def ask(
 ) -> Answer:
     """Read the whole answer; `on_news` sees it after each delta, and may do harm."""
     answer = Answer()
-    stream = mesh.gateway_of(gateway).generate(request_of(mesh, question))
+    stream = one_by_one(mesh.gateway_of(gateway).generate(request_of(mesh, question)))
     try:
         async with aclosing(stream):
             async for item in stream:

@@ -14,10 +14,19 @@ from contextlib import aclosing
 from dataclasses import dataclass, replace
 
 import pytest
-from tests.mesh.asking import Answer, Question, assert_right, prompt_of, request_of
+from tests.mesh.asking import (
+    Answer,
+    Question,
+    assert_right,
+    one_by_one,
+    prompt_of,
+    request_of,
+)
 
+from banyan_core.journey import JourneyLimits
+from banyan_core.queue import QueueLimits
 from banyan_core.scheduler import EngineLimits
-from banyan_core.types import Outcome
+from banyan_core.types import NS_PER_S, Outcome
 from banyan_gateway.ports import RequestFailed, Usage
 from banyan_runtime.virtual_loop import VirtualLoop, run_virtual
 from banyan_sim.builders import Shared
@@ -33,6 +42,8 @@ GRACE_S = 6.0
 """Past the time for which workers keep what a gateway has not acknowledged."""
 LIMITS = EngineLimits(max_running=1, max_waiting=1)
 """Small enough that busy mixes reach them: workers refuse, requests wait at the gateway."""
+PATIENT = JourneyLimits(queue=QueueLimits(max_wait_ns=60 * NS_PER_S))
+"""Nobody is shed, since every answer is judged; what sheds is tested in `test_overload`."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +72,7 @@ def draw_client(rng: random.Random, number: int) -> Client:
 async def be_client(mesh: SimMesh, client: Client) -> Answer:
     await asyncio.sleep(client.arrives_s)
     answer = Answer()
-    stream = mesh.gateway.generate(request_of(mesh, client.question))
+    stream = one_by_one(mesh.gateway.generate(request_of(mesh, client.question)))
     try:
         async with aclosing(stream):
             async for item in stream:
@@ -91,15 +102,15 @@ async def watch_bounds(mesh: SimMesh) -> None:
     while True:
         for worker in mesh.workers().values():
             load = worker.work.load()
-            assert load.num_waiting <= LIMITS.max_waiting
             assert load.num_running <= LIMITS.max_running
+            assert load.num_running + load.num_waiting <= LIMITS.max_running + LIMITS.max_waiting
         await asyncio.sleep(0.001)
 
 
 async def run_mix() -> None:
     loop = asyncio.get_running_loop()
     assert isinstance(loop, VirtualLoop)
-    shared = Shared(num_blocks=128, worker=WorkerOptions(limits=LIMITS))
+    shared = Shared(num_blocks=128, worker=WorkerOptions(limits=LIMITS), journey=PATIENT)
     topology = replace(draw_topology(loop.rng("topology")), shared=shared)
     mesh = SimMesh(topology)
     await mesh.start()

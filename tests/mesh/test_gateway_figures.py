@@ -7,7 +7,10 @@ import asyncio
 from prometheus_client import CollectorRegistry
 from tests.mesh.asking import Answer, Question, ask, assert_right, prompt_of
 
+from banyan_core.journey import JourneyLimits
+from banyan_core.queue import QueueLimits
 from banyan_runtime.virtual_loop import run_virtual
+from banyan_sim.builders import Shared
 from banyan_sim.mesh import SimMesh, Topology
 
 LABELS = {"model_name": "echo"}
@@ -51,6 +54,45 @@ def test_a_request_waits_then_runs_then_is_counted() -> None:
         assert view is not None
         assert figures("time_to_first_token_seconds_sum") == view["ttft_ms"] / 1000
         assert figures("e2e_request_latency_seconds_sum") == view["e2e_ms"] / 1000
+        await mesh.stop()
+
+    run_virtual(main)
+
+
+def test_who_waits_is_told_behind_how_many_and_what_was_shed_is_counted() -> None:
+    async def main() -> None:
+        limits = JourneyLimits(queue=QueueLimits(max_waiting=2))
+        mesh = SimMesh(Topology(shared=Shared(journey=limits)))
+        await mesh.start()
+        mesh.crash("router-0")
+        asking = []
+        for number in range(3):
+            question = Question(f"q{number}", prompt_of(50), max_tokens=5, priority=-number)
+            asking.append(asyncio.ensure_future(ask(mesh, question)))
+            await asyncio.sleep(0.01)
+        waiting = {name: mesh.gateway.request_view(name) for name in ("q1", "q2")}
+        assert [view and view["queue"] for view in waiting.values()] == [
+            {"num_ahead": 1, "expected_wait_ms": None},
+            {"num_ahead": 0, "expected_wait_ms": None},
+        ]
+        first = await asking[0]
+        assert first.failure is not None
+        assert (first.failure.code, first.failure.http_status) == ("pushed_out", 503)
+        await mesh.restart("router-0")
+        await asyncio.gather(*asking)
+        view = mesh.gateway.request_view("q1")
+        assert view is not None
+        assert "queued: 0 ahead" in view["placements"][0]["reason"]
+        registry = CollectorRegistry()
+        registry.register(mesh.gateway.metrics)
+        counted = {
+            reason: registry.get_sample_value(
+                "banyan_gateway_shed_requests_total", {**LABELS, "reason": reason}
+            )
+            for reason in ("pushed_out", "queue_full", "too_many_open")
+        }
+        assert counted == {"pushed_out": 1, "queue_full": 0, "too_many_open": 0}
+        assert registry.get_sample_value("banyan_gateway_retry_budget_requests", LABELS) == 256
         await mesh.stop()
 
     run_virtual(main)

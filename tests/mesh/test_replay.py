@@ -14,13 +14,15 @@ from tests.mesh.asking import Answer, Question, ask, assert_right, prompt_of
 from banyan_core.engine_loop import EngineLoop
 from banyan_core.engine_messages import EngineCommand, EngineFact, Held, Report
 from banyan_core.hashing import derive
-from banyan_core.index_fold import AddBlocks, IndexCommand, IndexFact, IndexFold, ReplaceBlocks
+from banyan_core.index_facts import AddBlocks, IndexCommand, IndexFact, ReplaceBlocks
+from banyan_core.index_fold import IndexFold
 from banyan_core.journey import JourneyLimits
 from banyan_core.journey_messages import JourneyCommand, JourneyFact
 from banyan_core.journeys import Journeys
 from banyan_core.machine import Machine
 from banyan_core.placer import PlaceDecided, Placer, PlacerCommand, PlacerFact
-from banyan_core.policies.scaling import Limits, TargetTracking
+from banyan_core.policies.scaling import TargetTracking
+from banyan_core.policies.scaling_limits import Limits
 from banyan_core.request_fold import Closed, RequestFact, RequestFold
 from banyan_core.scaling_config import ScalingConfig
 from banyan_core.scaling_loop import Publish, RoleScaling, ScalingCommand, ScalingFact, ScalingLoop

@@ -11,6 +11,7 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry
 
 from banyan.v1 import router_pb2, worker_pb2
+from banyan_core.index_facts import Position
 from banyan_core.policies import RoutingPolicy
 from banyan_core.policies.routing import LeastTokens
 from banyan_core.types import (
@@ -27,7 +28,9 @@ from banyan_core.types import (
 )
 from banyan_router.service import RouterService
 from banyan_runtime import codec, wire
+from banyan_runtime.bus import EventProducer, Headers
 from banyan_runtime.kv_index import KvIndex
+from banyan_runtime.memory_bus import MemoryBroker, MemoryBus
 from banyan_runtime.memory_index import MemoryIndexServer, MemoryKvIndex
 from banyan_runtime.memory_mesh import MemoryMesh
 from banyan_runtime.memory_network import MemoryNetwork
@@ -108,11 +111,27 @@ class WatchedWorker:
 
 
 class SlowIndex(MemoryKvIndex):
-    """Answers lookups too late to be of use."""
+    """Answers too late to be of use. Lets itself be copied when a test says so."""
+
+    slow_lookups = True
 
     async def lookup(self, hashes: Sequence[BlockHash]) -> Mapping[str, int]:
-        await asyncio.sleep(1.0)
+        if self.slow_lookups:
+            await asyncio.sleep(1.0)
         return await super().lookup(hashes)
+
+    async def positions(self) -> Mapping[str, Position]:
+        await asyncio.sleep(3600)
+        return await super().positions()
+
+
+class LossyBus(MemoryBus):
+    """Its buffer is full when a test says so."""
+
+    is_full = False
+
+    def publish(self, topic: str, key: str, value: bytes, headers: Headers = ()) -> bool:
+        return not self.is_full and super().publish(topic, key, value, headers)
 
 
 class Routed:
@@ -122,7 +141,10 @@ class Routed:
         self.clock = loop.clock
         self.mesh = MemoryMesh()
         self.directory = ListedDirectory()
+        self.broker = MemoryBroker()
+        self.workers_bus = LossyBus(self.broker)
         self.index_server = MemoryIndexServer(self.clock)
+        self.index = MemoryKvIndex(self.index_server)
         self.registry = CollectorRegistry()
         self.gateway = MemoryNetwork(self.mesh, "gateway-0")
         self.router: RouterService | None = None
@@ -144,6 +166,7 @@ class Routed:
             "router-0",
             "router-0:1",
             MemoryNetwork(self.mesh, "router-0"),
+            MemoryBus(self.broker),
             index or MemoryKvIndex(self.index_server),
             self.directory,
             self.clock,
@@ -154,6 +177,21 @@ class Routed:
             recorder=recorder,
         )
         await self.router.start()
+
+    def producer(self, name: str, epoch: int = 1) -> EventProducer:
+        """The voice of a worker or a store."""
+        return EventProducer(self.workers_bus, self.clock, name, epoch)
+
+    async def index_has(
+        self, holder: str, hashes: Sequence[BlockHash], seq: int = 1, epoch: int = 1
+    ) -> None:
+        """As the index's writer would have it, had it heard the holder up to `seq`."""
+        fence = await self.index.acquire("test", 3600.0)
+        assert fence is not None
+        await self.index.replace(fence, holder, Position(epoch, seq), hashes, 3600.0)
+
+    def figure(self, name: str, **labels: str) -> float | None:
+        return self.registry.get_sample_value(f"banyan_router_{name}", labels)
 
     async def place(self, query: PlaceQuery) -> tuple[Placement | Refusal, Decision]:
         channel = self.gateway.channel("router-0:1")
@@ -177,9 +215,17 @@ class Routed:
     async def stop(self) -> None:
         if self.router is not None:
             await self.router.stop(0.0)
+        await self.workers_bus.close()
         for host in list(self.mesh.hosts):
             self.mesh.crash(host)
         await asyncio.sleep(0.01)
+
+
+async def two_and_two(routed: Routed) -> None:
+    for worker_id, role in (("p0", Role.PREFILL), ("p1", Role.PREFILL)):
+        await routed.worker(worker_id, role)
+    for worker_id, role in (("d0", Role.DECODE), ("d1", Role.DECODE)):
+        await routed.worker(worker_id, role)
 
 
 def virtually(test: Callable[[Routed], Awaitable[T]], seed: int = 0) -> T:

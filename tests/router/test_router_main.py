@@ -19,6 +19,7 @@ GOOD = {
     "BANYAN_ROUTER_METRICS_ADDRESS": "127.0.0.1:0",
     "BANYAN_POLICIES": str(POLICIES),
     "BANYAN_DIRECTORY": "static:prefill=127.0.0.1:1;decode=127.0.0.1:2",
+    "BANYAN_BUS_URL": "redis://127.0.0.1:1",
     "BANYAN_INDEX_URL": "redis://127.0.0.1:1",
 }
 
@@ -35,11 +36,12 @@ def said(env: dict[str, str], capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("BANYAN_ROUTER_ID", None, "BANYAN_ROUTER_ID is not set"),
+        ("BANYAN_ROUTER_ADDRESS", None, "BANYAN_ROUTER_ADDRESS is not set"),
         ("BANYAN_ROUTER_SEED", "x", "BANYAN_ROUTER_SEED=x: expected a whole number"),
         ("BANYAN_ROUTER_SEDE", "1", "BANYAN_ROUTER_SEDE is not a setting"),
         ("BANYAN_DIRECTORY", "somewhere", "BANYAN_DIRECTORY=somewhere: expected static:"),
         ("BANYAN_DIRECTORY", None, "BANYAN_DIRECTORY is not set"),
+        ("BANYAN_BUS_URL", "somewhere", "BANYAN_BUS_URL=somewhere: "),
         ("BANYAN_INDEX_URL", "here", "BANYAN_INDEX_URL=here: "),
         ("BANYAN_POLICIES", "/nowhere.toml", "BANYAN_POLICIES=/nowhere.toml: expected a readable"),
     ],

@@ -7,23 +7,15 @@ from pathlib import Path
 
 import pytest
 from tests.core.clusters import query
-from tests.router.routed import Routed, SlowIndex, virtually
+from tests.router.routed import Routed, two_and_two, virtually
 
 from banyan.v1 import router_pb2
 from banyan_core.placer import PlaceDecided, Placer, PlacerCommand, PlacerFact
 from banyan_core.policies.routing import LeastTokens, PrefixCost
 from banyan_core.types import Placement, Refusal, Role, WorkerLoad
 from banyan_runtime import wire
-from banyan_runtime.memory_index import MemoryKvIndex
 from banyan_runtime.recorder import FileRecorder, read_recording
 from banyan_runtime.rpc import Code, RpcError
-
-
-async def two_and_two(routed: Routed) -> None:
-    for worker_id, role in (("p0", Role.PREFILL), ("p1", Role.PREFILL)):
-        await routed.worker(worker_id, role)
-    for worker_id, role in (("d0", Role.DECODE), ("d1", Role.DECODE)):
-        await routed.worker(worker_id, role)
 
 
 def test_without_workers_it_refuses_with_a_time() -> None:
@@ -177,62 +169,6 @@ def test_a_worker_taken_off_the_list_is_no_longer_tried() -> None:
     virtually(test)
 
 
-# ---------------------------------------------------------------- the index
-
-
-async def index_with(routed: Routed, **held: int) -> None:
-    index = MemoryKvIndex(routed.index_server)
-    fence = await index.acquire("test", 60.0)
-    assert fence is not None
-    for holder, count in held.items():
-        name = holder.replace("_", "-")
-        await index.add(fence, name, 1, query().block_hashes[:count], 3600.0)
-
-
-def test_a_cached_prefix_decides() -> None:
-    async def test(routed: Routed) -> None:
-        await two_and_two(routed)
-        await index_with(routed, p1=10, kvstore_a=20, stranger=20)
-        await routed.start(PrefixCost())
-        await asyncio.sleep(0.3)
-        outcome, decision = await routed.place(query())
-        assert isinstance(outcome, Placement) and outcome.prefill is not None
-        assert outcome.prefill.worker_id == "p1"
-        assert outcome.num_expected_cached_tokens == 160
-        assert "index" not in decision.reason
-
-    virtually(test)
-
-
-def test_without_the_index_it_still_places_and_says_so() -> None:
-    async def test(routed: Routed) -> None:
-        await two_and_two(routed)
-        await index_with(routed, p1=10)
-        await routed.start(PrefixCost())
-        await asyncio.sleep(0.3)
-        routed.index_server.down()
-        outcome, decision = await routed.place(query())
-        assert isinstance(outcome, Placement) and outcome.prefill is not None
-        assert outcome.prefill.worker_id == "p0"
-        assert "the index did not answer" in decision.reason
-        assert routed.registry.get_sample_value("banyan_router_index_unavailable_total") == 1
-
-    virtually(test)
-
-
-def test_a_slow_index_costs_no_more_than_its_bound() -> None:
-    async def test(routed: Routed) -> None:
-        await two_and_two(routed)
-        await routed.start(PrefixCost(), index=SlowIndex(routed.index_server))
-        await asyncio.sleep(0.3)
-        before = routed.clock.now_ns()
-        _, decision = await routed.place(query())
-        assert routed.clock.now_ns() - before < 60_000_000
-        assert "the index did not answer" in decision.reason
-
-    virtually(test)
-
-
 # ---------------------------------------------------------------- the rest
 
 
@@ -284,7 +220,7 @@ def test_a_recorded_run_replays_to_equal_decisions(tmp_path: Path) -> None:
 
     async def test(routed: Routed) -> None:
         await two_and_two(routed)
-        await index_with(routed, p1=10)
+        await routed.index_has("p1", query().block_hashes[:10])
         with FileRecorder(path) as recorder:
             await routed.start(PrefixCost(), recorder=recorder)
             await asyncio.sleep(0.3)

@@ -27,7 +27,10 @@ GOOD = {
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"BANYAN_DECODE_ID": None}, "BANYAN_DECODE_ID is not set: expected text."),
+        (
+            {"BANYAN_DECODE_ADDRESS": None},
+            "BANYAN_DECODE_ADDRESS is not set: expected HOST:PORT, port 0 to 65535.",
+        ),
         (
             {"BANYAN_DECODE_RUNNER": "gpu"},
             "BANYAN_DECODE_RUNNER=gpu: expected one of torch, echo.",

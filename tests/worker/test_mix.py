@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import random
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 
 import pytest
 from tests.core.engines import echoed, spec
 from tests.worker.workers import Gateway, Mesh, Pair, clock
 
+from banyan.v1 import worker_pb2
 from banyan_core.scheduler import EngineLimits
 from banyan_core.types import NS_PER_S, Finish, LeasedKv, SamplingParams, SequenceSpec
 from banyan_runtime.virtual_loop import run_virtual
@@ -28,6 +31,13 @@ def drawn(rng: random.Random, name: str) -> SequenceSpec:
     return spec(name, shared + own, sampling=sampling, priority=rng.randint(0, 1))
 
 
+async def until_taken(ask: Callable[[], Awaitable[worker_pb2.Admission]]) -> None:
+    """As a gateway does: a full worker is asked again, when it said."""
+    while not (answer := await ask()).accepted:
+        assert answer.retry_after_ns > 0, answer.reason
+        await asyncio.sleep(answer.retry_after_ns / NS_PER_S)
+
+
 async def one_request(rng: random.Random, pair: Pair, name: str) -> tuple[SequenceSpec, bool]:
     """Unsplit or split, perhaps cancelled; what was asked, and whether it should be whole."""
     await asyncio.sleep(rng.random() * 0.2)
@@ -39,8 +49,8 @@ async def one_request(rng: random.Random, pair: Pair, name: str) -> tuple[Sequen
         held = replace(asked, sequence_id=lease_id)
         source = LeasedKv(pair.prefill.ref, lease_id)
         lease_ns = rng.choice((NS_PER_S // 100, 5 * NS_PER_S))
-        await gateway.prefill(pair.prefill, held, lease_ns)
-    await gateway.decode(pair.decode, asked, source)
+        await until_taken(functools.partial(gateway.prefill, pair.prefill, held, lease_ns))
+    await until_taken(functools.partial(gateway.decode, pair.decode, asked, source))
     if rng.random() < 0.2:
         await asyncio.sleep(rng.random() * 0.05)
         gateway.cancel(pair.decode, name)

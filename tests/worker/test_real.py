@@ -119,8 +119,10 @@ async def test_split_equals_unsplit_bit_for_bit(folder: Path) -> None:
         fetched = decode.work.parts.importer.totals
         assert (fetched.num_fetched_blocks, fetched.num_rejected_pages) == (75 // BLOCK_SIZE, 0)
         text = generate_latest(registry).decode()
-        assert 'vllm:num_preemptions_total{model_name="tiny"} 0.0' in text
-        assert 'banyan_worker_exported_pages_total{model_name="tiny"} 18.0' in text
+        engine = f'{{engine="{prefill.ref.worker_id}",model_name="tiny"}}'
+        assert f"vllm:num_preemptions_total{engine} 0.0" in text
+        assert f"banyan_worker_exported_pages_total{engine} 18.0" in text
+        assert f'vllm:cache_config_info{{block_size="{BLOCK_SIZE}",{engine[1:-1]}' in text
         for service, network in ((prefill, first_network), (decode, second_network)):
             await service.stop(0)
             assert service.engine.num_used_blocks == 0

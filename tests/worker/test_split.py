@@ -8,6 +8,7 @@ import pytest
 from tests.core.engines import BLOCK_SIZE, echoed, spec
 from tests.worker.workers import Mesh, virtual
 
+from banyan_core.echo import EchoLatency
 from banyan_core.scheduler import EngineLimits
 from banyan_core.types import Finish, LeasedKv, SamplingParams
 from banyan_runtime import wire
@@ -184,5 +185,29 @@ async def test_many_at_once_under_preemption() -> None:
         assert told.output() == echoed(one), one.sequence_id
         await gateway.release(prefill, f"p{one.sequence_id}")
     assert decode.engine.totals.num_preemptions > 0
+    await gateway.close()
+    await mesh.stop()
+
+
+@virtual
+async def test_a_pull_that_waits_behind_a_slow_prefill_is_told_that_it_goes_on() -> None:
+    """Steps of 1.8 s, a layer done within each second: the pull of the last waits far longer."""
+    mesh = Mesh()
+    slow = EchoLatency(base_ns=1_800_000_000, token_ns=0, sequence_ns=0)
+    one_at_a_time = WorkerOptions(limits=EngineLimits(max_running=1, max_step_tokens=64))
+    prefill = await mesh.worker("p1", latency=slow, options=one_at_a_time)
+    decode = await mesh.worker("d1")
+    gateway = mesh.gateway()
+    gateway.listen(prefill)
+    gateway.listen(decode)
+    asked = [spec(f"{i}", tuple(range(i, i + 20)), max_tokens=5) for i in range(4)]
+    for one in asked:
+        lease_id = f"p{one.sequence_id}"
+        await gateway.prefill(prefill, spec(lease_id, one.prompt_token_ids, max_tokens=5))
+        await gateway.decode(decode, one, LeasedKv(prefill.ref, lease_id))
+    for one in asked:
+        assert (await gateway.until(one.sequence_id)).output() == echoed(one)
+        await gateway.release(prefill, f"p{one.sequence_id}")
+    assert decode.work.parts.importer.totals.num_failed_pulls == 0
     await gateway.close()
     await mesh.stop()

@@ -79,8 +79,10 @@ class Launcher:
 
     def _shared(self) -> dict[str, str]:
         valkey = f"redis://{self.addresses('valkey').main}"
+        topics = self._options.topics
         return {
-            "BANYAN_BUS_URL": valkey,
+            "BANYAN_BUS_URL": self._options.bus or valkey,
+            **({} if topics is None else {"BANYAN_TOPICS": str(topics.absolute())}),
             "BANYAN_INDEX_URL": valkey,
             "BANYAN_DIRECTORY": f"file:{self._folder.mesh_file}",
             "BANYAN_POLICIES": str(self._options.policies.absolute()),

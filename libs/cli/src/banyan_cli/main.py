@@ -40,6 +40,12 @@ def default_policies() -> Path:
     return Path(named) if named else Path(__file__).parents[4] / "infra" / "policies.toml"
 
 
+def default_topics() -> Path | None:
+    """The file that stands in the repository, if we run from there."""
+    file = Path(__file__).parents[4] / "infra" / "topics.yaml"
+    return file if file.is_file() else None
+
+
 def demo_model() -> Path:
     from banyan_engine.demo import model_folder  # the only thing that is needed of the engine
 
@@ -58,6 +64,7 @@ def up(
     policies: Annotated[Path | None, typer.Option(help="The policy file.")] = None,
     state_dir: StateDir = DEFAULT_STATE_DIR,
     autoscale: Annotated[bool, typer.Option(help="Let the autoscaler start and drain.")] = False,
+    bus: Annotated[str | None, typer.Option(help="kafka://HOST:PORT; else own Valkey.")] = None,
     detach: Annotated[bool, typer.Option(help="Return when the mesh is up.")] = False,
 ) -> None:
     """Start all seven services and an embedded Valkey; restart what crashes; stop by Ctrl-C."""
@@ -74,6 +81,8 @@ def up(
         numerics=numerics,
         port=port,
         autoscale=autoscale,
+        bus=bus,
+        topics=default_topics(),
     )
     if detach:
         arguments = [word for word in sys.argv[1:] if word != "--detach"]

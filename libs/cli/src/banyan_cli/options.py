@@ -32,7 +32,11 @@ class Numerics(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MeshOptions:
-    """What `banyan up` was asked for. Port 0 is any free one; the echo runner needs no model."""
+    """What `banyan up` was asked for. Port 0 is any free one; the echo runner needs no model.
+
+    `bus` is that of brokers outside the mesh, whose topics are made as `topics` says; without it
+    the mesh's own Valkey is the bus.
+    """
 
     policies: Path
     model: Path | None = None
@@ -44,6 +48,8 @@ class MeshOptions:
     numerics: Numerics = Numerics.FAST
     port: int = 8000
     autoscale: bool = False
+    bus: str | None = None
+    topics: Path | None = None
     num_cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     @property
@@ -73,6 +79,8 @@ def check_options(options: MeshOptions) -> None:
     _check_count("--port", options.port, 0, MAX_PORT)
     if not options.policies.is_file():
         raise CommandError(f"The policy file {options.policies} does not exist.")
+    if options.bus is not None:
+        _check_bus(options.bus)
     if options.runner is RunnerKind.TORCH:
         _check_model(options.model)
     if options.port and not is_free(options.port):
@@ -91,6 +99,17 @@ def _check_model(folder: Path | None) -> None:
             raise CommandError(
                 f"The model folder {folder} has no {pattern}: expected one in Hugging Face layout."
             )
+
+
+def _check_bus(url: str) -> None:
+    from banyan_runtime.buses import BUS_URL_EXPECTED, is_bus_url  # it brings gRPC with it
+
+    try:
+        is_good = is_bus_url(url)
+    except ValueError:
+        is_good = False
+    if not is_good:
+        raise CommandError(f"--bus is {url}: expected {BUS_URL_EXPECTED}.")
 
 
 def _check_count(option: str, value: int, least: int, most: int) -> None:

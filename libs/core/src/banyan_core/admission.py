@@ -1,7 +1,8 @@
 """Whether a worker takes a sequence: at once yes, or no with the reason and a time.
 
-What is admitted waits inside the worker, unseen by placement; so the bound is low, and a request
-past it waits in its gateway's queue, where classes, deadlines and better views are known.
+What is admitted waits inside the worker, unseen by placement; so the bounds are low, and a request
+past them waits in its gateway's queue, where classes, deadlines and better views are known. Low,
+but not zero: what waits here keeps the engine busy while gateways find out that a place is free.
 """
 
 from __future__ import annotations
@@ -25,9 +26,11 @@ class AdmissionView:
     load: WorkerLoad
 
 
-def refuse(spec: SequenceSpec, view: AdmissionView) -> Refusal | None:
-    """None is a yes."""
-    return _unfit(spec, view) or _full(spec, view)
+def refuse(
+    spec: SequenceSpec, view: AdmissionView, *, prefilled_elsewhere: bool = False
+) -> Refusal | None:
+    """None is a yes. A prompt `prefilled_elsewhere` waits for its KV, not for this engine."""
+    return _unfit(spec, view) or _full(spec, view, prefilled_elsewhere)
 
 
 def _unfit(spec: SequenceSpec, view: AdmissionView) -> Refusal | None:
@@ -46,17 +49,36 @@ def _unfit(spec: SequenceSpec, view: AdmissionView) -> Refusal | None:
     return None
 
 
-def _full(spec: SequenceSpec, view: AdmissionView) -> Refusal | None:
+def _full(spec: SequenceSpec, view: AdmissionView, prefilled_elsewhere: bool) -> Refusal | None:
     """Not now: `retry_after_ns` says when a place should be free."""
     load, limits = view.load, view.limits
+    num_tokens = load.num_waiting_tokens + len(spec.prompt_token_ids)
+    too_many = num_tokens > min(limits.max_waiting_tokens, _tokens_in_time(view))
     if load.draining:
         return Refusal("draining", LONGEST_RETRY_NS)
-    if load.num_waiting >= limits.max_waiting:
+    if _num_without_place(spec, view) >= limits.max_waiting:
         return Refusal(f"{load.num_waiting} sequences wait", _retry_after_ns(load))
-    num_tokens = load.num_waiting_tokens + len(spec.prompt_token_ids)
-    if load.num_waiting and num_tokens > limits.max_waiting_tokens:
+    if load.num_waiting and too_many and not prefilled_elsewhere:
         return Refusal(f"{load.num_waiting_tokens} tokens wait", _retry_after_ns(load))
     return None
+
+
+def _num_without_place(spec: SequenceSpec, view: AdmissionView) -> int:
+    """Of those that wait, whom no free slot awaits, or all when blocks are what lacks.
+
+    A decode worker's sequences wait for their KV, too: those have their slots.
+    """
+    load = view.load
+    num_slots = max(0, view.limits.max_running - load.num_running)
+    num_needed = load.num_waiting_tokens + len(spec.prompt_token_ids) + len(spec.output_token_ids)
+    if num_needed > load.num_free_blocks * view.card.block_size:
+        return load.num_waiting
+    return max(0, load.num_waiting - num_slots)
+
+
+def _tokens_in_time(view: AdmissionView) -> float:
+    """Prompt tokens that it computes within `max_waiting_s`; no bound before it is measured."""
+    return view.load.prefill_tokens_per_s * view.limits.max_waiting_s or float("inf")
 
 
 def _retry_after_ns(load: WorkerLoad) -> int:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from banyan_core.types import Finish, OutputToken, SequenceFigures, WorkerRef
+from banyan_core.waiting_line import Ticket
 
 MAX_EARLY_TOKENS = 1024
 """Tokens held back behind a gap; past it the choice is placed again."""
@@ -20,7 +21,7 @@ MAX_EARLY_TOKENS = 1024
 class Phase(StrEnum):
     HELD = "held"  # waits for choice 0's first token, to find the prompt's blocks cached
     PLACING = "placing"
-    WAITING = "waiting"  # for `retry_ns`
+    WAITING = "waiting"  # in the gateway's queue, for its turn
     RUNNING = "running"
     ENDED = "ended"
 
@@ -56,14 +57,15 @@ class Choice:
     """State of one choice. `tokens` only ever grows."""
 
     index: int
+    ticket: Ticket
     phase: Phase = Phase.HELD
     tokens: list[OutputToken] = field(default_factory=list)
     early: dict[int, OutputToken] = field(default_factory=dict)
     legs: list[Leg] = field(default_factory=list)
     num_attempts: int = 0  # every Place, Prefill and Decode gets its own number
     num_failures: int = 0  # since the last new token
-    retry_ns: int = 0
-    waiting_since: int | None = None
+    waiting_since: int | None = None  # until a worker has promised, through all refusals
+    refused: str = ""  # why it was not placed last
     avoid: dict[str, int] = field(default_factory=dict)  # worker id -> until when
     last_token_ns: int | None = None
     finish: Finish | None = None
@@ -75,16 +77,35 @@ class Choice:
         return self.num_attempts
 
     def leg(self, sequence_id: str) -> Leg | None:
-        return next((leg for leg in reversed(self.legs) if leg.sequence_id == sequence_id), None)
+        for leg in reversed(self.legs):
+            if leg.sequence_id == sequence_id:
+                return leg
+        return None
 
     def live(self, verb: Verb) -> Leg | None:
         """The running leg of this verb; there is at most one."""
-        return next((leg for leg in reversed(self.legs) if leg.running and leg.verb is verb), None)
+        for leg in reversed(self.legs):
+            if leg.running and leg.verb is verb:
+                return leg
+        return None
+
+    def kept_prefill(self) -> Leg | None:
+        """A prefill that runs, or whose blocks are still held for a decode worker."""
+        return self.live(Verb.PREFILL) or next(
+            (leg for leg in reversed(self.legs) if leg.leased), None
+        )
+
+    def promised(self) -> bool:
+        """Every worker that was asked has said yes."""
+        return all(leg.admitted_ns is not None for leg in self.legs if leg.running)
 
     def take(
         self, first_index: int, tokens: Sequence[OutputToken]
     ) -> tuple[OutputToken, ...] | None:
         """Accept reported tokens. Those now in order, or None if one contradicts what stands."""
+        if first_index == len(self.tokens) and not self.early:  # as nearly always
+            self.tokens.extend(tokens)
+            return tuple(tokens)
         for index, token in enumerate(tokens, first_index):
             if index < len(self.tokens):
                 if self.tokens[index].token_id != token.token_id:

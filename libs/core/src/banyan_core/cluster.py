@@ -132,11 +132,42 @@ class ClusterSnapshot:
 
 @dataclass(slots=True)
 class _Worker:
+    """`placed` keeps the order in which its shares end; the sums are of all of them."""
+
     seen: WorkerSeen
     load: WorkerLoad
     reported_at: int
     live: bool = True
     placed: dict[str, tuple[int, Share]] = field(default_factory=dict)  # choice -> (until, share)
+    num_placed_tokens: int = 0
+    num_placed_blocks: int = 0
+
+    def place(self, choice: str, until: int, share: Share) -> None:
+        self.forget(choice)
+        self.placed[choice] = (until, share)
+        self.num_placed_tokens += share.num_tokens
+        self.num_placed_blocks += share.num_blocks
+
+    def forget(self, choice: str) -> None:
+        placed = self.placed.pop(choice, None)
+        if placed is not None:
+            self.num_placed_tokens -= placed[1].num_tokens
+            self.num_placed_blocks -= placed[1].num_blocks
+
+    def forget_until(self, now: int) -> None:
+        while self.placed:
+            choice, (until, _) = next(iter(self.placed.items()))
+            if now < until:
+                return
+            self.forget(choice)
+
+    @property
+    def next_wake(self) -> int:
+        wake = self.reported_at + (SILENCE_NS if self.live else FORGET_NS)
+        if self.placed:
+            until, _ = next(iter(self.placed.values()))
+            return min(wake, until)
+        return wake
 
 
 class ClusterView:
@@ -184,7 +215,7 @@ class ClusterView:
             return
         known.load = fact.load
         for sequence_id in fact.load.admitted:
-            known.placed.pop(sequence_id.rpartition("/")[0], None)
+            known.forget(sequence_id.rpartition("/")[0])
         self._revive(now, known, changes)
 
     def _lost(self, fact: WorkerLost, changes: list[LivenessChanged]) -> None:
@@ -197,7 +228,7 @@ class ClusterView:
         for share in fact.shares:
             known = self._workers.get(share.worker_id)
             if known is not None:
-                known.placed[fact.choice] = (now + PLACEMENT_NS, share)
+                known.place(fact.choice, now + PLACEMENT_NS, share)
 
     def _of_epoch(self, worker_id: str, epoch: int) -> _Worker | None:
         known = self._workers.get(worker_id)
@@ -216,21 +247,13 @@ class ClusterView:
                 changes.append(LivenessChanged(known.seen.ref, False, "silent for 3 s"))
             if now >= known.reported_at + FORGET_NS:
                 del self._workers[worker_id]
-            for choice, (until, _) in list(known.placed.items()):
-                if now >= until:
-                    del known.placed[choice]
+            known.forget_until(now)
 
     def _next_wake(self) -> int | None:
-        wakes = [
-            known.reported_at + (SILENCE_NS if known.live else FORGET_NS)
-            for known in self._workers.values()
-        ]
-        wakes += [until for known in self._workers.values() for until, _ in known.placed.values()]
-        return min(wakes, default=None)
+        return min((known.next_wake for known in self._workers.values()), default=None)
 
 
 def _view_of(worker: _Worker, now: int) -> WorkerView:
-    shares = [share for _, share in worker.placed.values()]
     return WorkerView(
         ref=worker.seen.ref,
         card_digest=worker.seen.card_digest,
@@ -240,7 +263,7 @@ def _view_of(worker: _Worker, now: int) -> WorkerView:
         load=worker.load,
         age_ns=now - worker.reported_at,
         live=worker.live and now < worker.reported_at + SILENCE_NS,
-        num_placed_sequences=len(shares),
-        num_placed_tokens=sum(share.num_tokens for share in shares),
-        num_placed_blocks=sum(share.num_blocks for share in shares),
+        num_placed_sequences=len(worker.placed),
+        num_placed_tokens=worker.num_placed_tokens,
+        num_placed_blocks=worker.num_placed_blocks,
     )

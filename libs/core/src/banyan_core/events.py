@@ -78,7 +78,10 @@ class WorkerGone:
 
 @dataclass(frozen=True, slots=True)
 class ScaleDecided:
-    """One decision of the autoscaler; `applied` says whether the actuator really acted."""
+    """One decision of the autoscaler; `applied` says whether the actuator really acted.
+
+    `figure` of `target` is what the policy saw; `limited_by` names the last limit that held.
+    """
 
     role: Role
     num_replicas_now: int
@@ -87,6 +90,9 @@ class ScaleDecided:
     reason: str
     actuator: str = ""
     applied: bool = False
+    figure: float | None = None
+    target: float | None = None
+    limited_by: str = ""
 
 
 Payload = RequestAccepted | RequestEnded | GatewayAlive | WorkerAlive | WorkerGone | ScaleDecided

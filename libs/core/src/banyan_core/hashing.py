@@ -65,4 +65,4 @@ def unpack(packed: bytes) -> tuple[BlockHash, ...]:
     """The reverse of `pack`. Raises ValueError when the length is no multiple of 16."""
     if len(packed) % HASH_BYTES:
         raise ValueError(f"block_hashes: {len(packed)} bytes is not a multiple of {HASH_BYTES}")
-    return tuple(packed[i : i + HASH_BYTES] for i in range(0, len(packed), HASH_BYTES))
+    return tuple([packed[i : i + HASH_BYTES] for i in range(0, len(packed), HASH_BYTES)])

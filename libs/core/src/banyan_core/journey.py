@@ -1,7 +1,7 @@
 """A request's way from acceptance to its one end, over any number of lost workers.
 
-    place -> dispatch -> prefill -> handover -> decode -> ended
-      ^________________ any loss _______________|
+    queue -> place -> dispatch -> prefill -> handover -> decode -> ended
+      ^_____________________ any loss _____________________|
 
 The router plans, this drives, workers are leaves; every retry of the mesh sits here. Whatever is
 lost, the answer is the same: place again with the prompt and the tokens that already stand, and
@@ -11,11 +11,11 @@ go on at the next index. A worker's stale attempt is recognised by its sequence 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from banyan_core.choice import HANDED_OVER, Choice, Leg, Phase, Verb
-from banyan_core.journey_asks import place_query, sequence_spec
 from banyan_core.journey_books import Books
+from banyan_core.journey_dispatch import Dispatcher
 from banyan_core.journey_messages import (
     Accepted,
     AckEnd,
@@ -25,41 +25,40 @@ from banyan_core.journey_messages import (
     EndRequest,
     JourneyCommand,
     NotPlaced,
-    Place,
     Placed,
     ReleaseLease,
     RequestRecord,
-    StartDecode,
-    StartPrefill,
 )
 from banyan_core.ledger import Ledger, Stage
+from banyan_core.queue import Queue, QueueLimits
 from banyan_core.types import (
     NS_PER_MS,
     NS_PER_S,
     Finish,
-    LeasedKv,
     Outcome,
-    Placement,
     Refusal,
     SequenceFigures,
     SequenceReport,
-    SequenceSpec,
-    WorkerRef,
+    ShedReason,
 )
+from banyan_core.waiting import FIRST_BACKOFF_NS, LONGEST_BACKOFF_NS, Waiting
 
-FIRST_BACKOFF_NS = 20 * NS_PER_MS
-LONGEST_BACKOFF_NS = NS_PER_S
 AVOID_LOST_NS = 250 * NS_PER_MS
 
 
 @dataclass(frozen=True, slots=True)
 class JourneyLimits:
-    """Bounds of every journey. With `recover` off, a lost worker fails its requests."""
+    """Bounds of every journey. With `recover` off, a lost worker fails its requests.
+
+    `queue_timeout_ns` is a request's patience through an outage; under mere overload the queue
+    turns it away on arrival, or at its turn at the latest.
+    """
 
     lease_ns: int = 30 * NS_PER_S
     queue_timeout_ns: int = 30 * NS_PER_S
     max_failures: int = 16  # of one choice, without a new token between them
     recover: bool = True
+    queue: QueueLimits = field(default_factory=QueueLimits)
 
 
 class Journey:
@@ -68,29 +67,35 @@ class Journey:
     def __init__(
         self,
         accepted: Accepted,
-        now: int,
-        gateway_id: str,
-        gateway_epoch: int,
+        number: int,
+        gateway: tuple[str, int],
         limits: JourneyLimits,
+        queue: Queue,
         emit: Callable[[JourneyCommand], None],
     ) -> None:
         self.accepted = accepted
         self.ended = False
         self.booked_wake: int | None = None  # the owner's note, see `Journeys`
-        self._gateway = (gateway_id, gateway_epoch)
         self._limits = limits
+        self._queue = queue
         self._emit = emit
         self._books = Books(accepted, Ledger(since=accepted.received_ns))
-        self.choices = [Choice(index) for index in range(accepted.num_choices)]
-        self._place(now, self.choices[0])
+        self._dispatcher = Dispatcher(accepted, gateway, limits.lease_ns, emit)
+        self.waiting = Waiting(accepted, limits.queue_timeout_ns, queue, self._books, emit)
+        self.choices = [
+            Choice(index, self.waiting.ticket(index, number))
+            for index in range(accepted.num_choices)
+        ]
 
     # ------------------------------------------------------------ placing
 
-    def _place(self, now: int, choice: Choice, kept_prefill: str = "") -> None:
-        choice.phase = Phase.PLACING
-        self._move(choice, Stage.PLACE, now)
-        query = place_query(self.accepted, choice, now, kept_prefill)
-        self._emit(Place(query))
+    def turn(self, now: int, choice: Choice) -> None:
+        """The queue lets it ask for workers."""
+        too_late = self.waiting.too_late(now, choice)
+        if too_late is not None:
+            self.shed(now, *too_late)
+        else:
+            self.waiting.ask(now, choice)
 
     def placed(self, now: int, fact: Placed) -> None:
         """A router chose: dispatch, unless this answer is of an attempt that is over."""
@@ -98,65 +103,17 @@ class Journey:
         if choice.phase is not Phase.PLACING or choice.num_attempts != fact.attempt:
             return
         self._books.keep(fact.decision)
-        choice.waiting_since = None
-        self._dispatch(now, choice, fact.placement)
+        choice.phase = Phase.RUNNING
+        self._books.move(choice, Stage.DISPATCH, now)
+        self._dispatcher.start(now, choice, fact.placement)
 
     def not_placed(self, now: int, fact: NotPlaced) -> None:
+        """Back to its place in the queue; the gate shuts, unless only this choice has no place."""
         choice = self.choices[fact.choice]
         if choice.phase is not Phase.PLACING or choice.num_attempts != fact.attempt:
             return
-        if fact.decision is not None:
-            self._books.keep(fact.decision)
-        if choice.waiting_since is None:
-            choice.waiting_since = now
-        if now - choice.waiting_since >= self._limits.queue_timeout_ns:
-            self._give_up(now, f"no worker took it: {fact.refusal.reason}", fact.refusal)
-            return
         self._abandon_legs(choice, "no placement")
-        self._wait(now, choice, fact.refusal.retry_after_ns)
-
-    def _wait(self, now: int, choice: Choice, wanted_ns: int) -> None:
-        """Ask again later: no sooner than 20 ms, no later than 1 s."""
-        choice.phase = Phase.WAITING
-        choice.retry_ns = now + min(max(wanted_ns, FIRST_BACKOFF_NS), LONGEST_BACKOFF_NS)
-        self._move(choice, Stage.QUEUE, now)
-
-    def _dispatch(self, now: int, choice: Choice, placement: Placement) -> None:
-        choice.phase = Phase.RUNNING
-        self._move(choice, Stage.DISPATCH, now)
-        kept = choice.live(Verb.PREFILL) or self._leased_leg(choice)
-        if kept is not None:
-            self._start_decode(now, choice, placement.decode, kept)
-        elif self.accepted.sampling.max_tokens - len(choice.tokens) == 1:
-            self._start_prefill(now, choice, placement.prefill or placement.decode)
-        elif placement.prefill is None or placement.prefill == placement.decode:
-            self._start_decode(now, choice, placement.decode, None)
-        else:
-            prefill = self._start_prefill(now, choice, placement.prefill)
-            self._start_decode(now, choice, placement.decode, prefill)
-
-    def _start_prefill(self, now: int, choice: Choice, worker: WorkerRef) -> Leg:
-        leg = self._new_leg(now, choice, worker, Verb.PREFILL)
-        leg.leased = True
-        self._emit(StartPrefill(worker, self._spec(now, choice, leg), self._limits.lease_ns))
-        return leg
-
-    def _start_decode(
-        self, now: int, choice: Choice, worker: WorkerRef, prefill: Leg | None
-    ) -> None:
-        leg = self._new_leg(now, choice, worker, Verb.DECODE)
-        same = prefill is not None and prefill.worker == worker
-        source = None if prefill is None or same else LeasedKv(prefill.worker, prefill.sequence_id)
-        self._emit(StartDecode(worker, self._spec(now, choice, leg), source))
-
-    def _new_leg(self, now: int, choice: Choice, worker: WorkerRef, verb: Verb) -> Leg:
-        sequence_id = f"{self.accepted.request_id}/{choice.index}/{choice.next_attempt()}"
-        leg = Leg(sequence_id, worker, verb, sent_ns=now, first_index=len(choice.tokens))
-        choice.legs.append(leg)
-        return leg
-
-    def _spec(self, now: int, choice: Choice, leg: Leg) -> SequenceSpec:
-        return sequence_spec(self.accepted, self._gateway, choice, leg.sequence_id, now)
+        self.waiting.not_placed(now, choice, fact)
 
     # ------------------------------------------------------------ news from workers
 
@@ -167,22 +124,36 @@ class Journey:
             self._emit(CancelSequence(worker_id, sequence_id))
             return
         leg.admitted_ns = now
+        self._queue.gate.worker_free(worker_id)
+        if choice.promised():
+            self.waiting.taken(choice)
         awaited = leg.verb is Verb.PREFILL or choice.live(Verb.PREFILL) is None
         if awaited and self._books.ledger.stage is Stage.DISPATCH:
-            self._move(choice, Stage.PREFILL, now)
+            self._books.move(choice, Stage.PREFILL, now)
 
     def refused(
         self, now: int, choice: Choice, sequence_id: str, refusal: Refusal, unreachable: bool
     ) -> None:
-        """Nothing ran: place again, and only decode again if only decode said no."""
+        """Nothing ran: place again, and only decode again if only decode said no.
+
+        A full worker is no failure, and the choice keeps its place in the queue.
+        """
+        full = refusal.retry_after_ns > 0 and not unreachable
         leg = choice.leg(sequence_id)
+        if full and leg is not None:
+            worker_id = leg.worker.worker_id
+            self._queue.gate.worker_full(now, worker_id, refusal.retry_after_ns)
         if leg is None or not leg.running:
             return
         leg.running, leg.leased, leg.end = False, False, f"refused: {refusal.reason}"
-        choice.avoid[leg.worker.worker_id] = now + max(refusal.retry_after_ns, AVOID_LOST_NS)
+        reason = choice.refused = f"{leg.worker.worker_id} refused: {refusal.reason}"
+        if full:
+            self._send_back(now, choice, reason, leg.verb)
+            return
+        choice.avoid[leg.worker.worker_id] = now + AVOID_LOST_NS
         if unreachable:
             self._emit(CancelSequence(leg.worker.worker_id, sequence_id))
-        self._again(now, choice, f"{leg.worker.worker_id} refused: {refusal.reason}", leg.verb)
+        self._again(now, choice, reason, leg.verb)
 
     def reported(self, now: int, worker_id: str, choice: Choice, report: SequenceReport) -> None:
         leg = choice.leg(report.sequence_id)
@@ -207,22 +178,24 @@ class Journey:
     def _deliver(self, now: int, choice: Choice, leg: Leg) -> None:
         """Book the time of fresh tokens, and let the next choices begin."""
         choice.num_failures = 0
+        if choice.waiting_since is not None:
+            self.waiting.taken(choice)
         self._books.token_written(now, choice)
         stage = self._books.ledger.stage
         # Without figures a decode worker only passes on the token that it got with the KV.
         if leg.verb is Verb.DECODE and leg.figures is not None:
             self._release_lease(choice)
             if stage is not Stage.DECODE:
-                self._move(choice, Stage.DECODE, now, leg)
+                self._books.move(choice, Stage.DECODE, now, leg)
         elif stage in (Stage.DISPATCH, Stage.PREFILL):
-            self._move(choice, Stage.HANDOVER, now, leg)
+            self._books.move(choice, Stage.HANDOVER, now, leg)
         if choice.index == 0:
             self._start_held(now)
 
     def _start_held(self, now: int) -> None:
         for other in self.choices:
             if other.phase is Phase.HELD:
-                self._place(now, other)
+                self.waiting.join(now, other)
 
     def _note_figures(
         self, choice: Choice, leg: Leg, report: SequenceReport, figures: SequenceFigures
@@ -250,6 +223,7 @@ class Journey:
         is_part = one_token and known < self.accepted.sampling.max_tokens
         leg.running, leg.end = False, HANDED_OVER if is_part else finish.value
         self._emit(AckEnd(leg.worker.worker_id, leg.sequence_id))
+        self._queue.gate.left_place(leg.worker.worker_id)
         if finish is Finish.FAILED:
             self._end(now, Outcome.FAILED, report.error or "the worker could not serve it", False)
         elif finish in (Finish.STOP, Finish.LENGTH):
@@ -281,7 +255,7 @@ class Journey:
         """A running leg is gone or useless."""
         leg.running, leg.leased, leg.end = False, False, reason
         self._emit(CancelSequence(leg.worker.worker_id, leg.sequence_id))
-        self._books.num_recoveries += not leg.overtaken
+        self._books.note_loss(now, leg, reason)
         if not self._limits.recover:
             self._end(now, Outcome.FAILED, f"worker lost: {reason}", True)
             return
@@ -292,20 +266,35 @@ class Journey:
 
     def _again(self, now: int, choice: Choice, reason: str, gone: Verb) -> None:
         choice.num_failures += 1
+        if choice.num_failures > self._limits.max_failures:
+            message = f"given up after {choice.num_failures} tries: {reason}"
+            self.shed(now, ShedReason.TOO_MANY_LOSSES, message)
+            return
+        not_before_ns = 0
+        if choice.num_failures > 2:
+            backoff_ns = FIRST_BACKOFF_NS << min(choice.num_failures, 6)
+            not_before_ns = now + min(backoff_ns, LONGEST_BACKOFF_NS)
+        self._send_back(now, choice, reason, gone, retry=True, not_before_ns=not_before_ns)
+
+    def _send_back(
+        self,
+        now: int,
+        choice: Choice,
+        reason: str,
+        gone: Verb,
+        *,
+        retry: bool = False,
+        not_before_ns: int = 0,
+    ) -> None:
+        """To the queue, with the prefill that runs or is held if only decode is gone."""
         choice.early.clear()
         choice.pending_finish = choice.ends_at = None
-        if choice.num_failures > self._limits.max_failures:
-            self._give_up(now, f"given up after {choice.num_failures} tries: {reason}", None)
-            return
-        kept = choice.live(Verb.PREFILL) or self._leased_leg(choice)
-        if gone is Verb.DECODE and kept is not None and len(choice.tokens) <= 1:
-            self._place(now, choice, kept_prefill=kept.worker.worker_id)
-            return
-        self._abandon_legs(choice, reason)
-        if choice.num_failures <= 2:
-            self._place(now, choice)
-        else:
-            self._wait(now, choice, FIRST_BACKOFF_NS << min(choice.num_failures, 6))
+        keeps = gone is Verb.DECODE and len(choice.tokens) <= 1
+        if not keeps or choice.kept_prefill() is None:
+            self._abandon_legs(choice, reason)
+        self.waiting.join(
+            now, choice, retry=retry or choice.ticket.retry, not_before_ns=not_before_ns
+        )
 
     def _abandon_legs(self, choice: Choice, reason: str) -> None:
         """Stop what still works on this choice, and give back what it holds."""
@@ -315,8 +304,12 @@ class Journey:
                 self._emit(CancelSequence(leg.worker.worker_id, leg.sequence_id))
         self._release_lease(choice)
 
-    def _leased_leg(self, choice: Choice) -> Leg | None:
-        return next((leg for leg in reversed(choice.legs) if leg.leased), None)
+    def _leave_places(self, choice: Choice) -> None:
+        """Cancelling what runs makes room on its workers."""
+        self._queue.leave(choice.ticket)
+        for leg in choice.legs:
+            if leg.running and leg.admitted_ns is not None:
+                self._queue.gate.left_place(leg.worker.worker_id)
 
     def _release_lease(self, choice: Choice) -> None:
         for leg in choice.legs:
@@ -334,6 +327,7 @@ class Journey:
 
     def _end_choice(self, now: int, choice: Choice, finish: Finish) -> None:
         figures = next((leg.figures for leg in reversed(choice.legs) if leg.figures), None)
+        self._leave_places(choice)
         self._abandon_legs(choice, "the choice ended")
         choice.phase, choice.finish = Phase.ENDED, finish
         if choice.index == 0:
@@ -350,45 +344,56 @@ class Journey:
         self._end(now, Outcome.FAILED, "the gateway is stopping", True)
 
     def wake(self, now: int) -> None:
-        """Whatever was due: the deadline, or another try of a waiting choice."""
+        """Whatever was due: the deadline, or the end of a choice's patience."""
         deadline = self.accepted.deadline_ns
         if deadline is not None and now >= deadline:
-            self._give_up(now, "its deadline passed", None)
+            self.shed(now, ShedReason.DEADLINE, "its deadline passed")
             return
         for choice in self.choices:
-            if choice.phase is Phase.WAITING and now >= choice.retry_ns and not self.ended:
-                self._place(now, choice)
+            until = self.waiting.until(choice)
+            if until is not None and now >= until and not self.ended:
+                self.shed(now, ShedReason.QUEUE_TIMEOUT, self.waiting.why_so_long(choice))
 
     def next_wake(self) -> int | None:
-        times = [choice.retry_ns for choice in self.choices if choice.phase is Phase.WAITING]
-        if self.accepted.deadline_ns is not None:
-            times.append(self.accepted.deadline_ns)
-        return min(times, default=None)
+        wake = self.accepted.deadline_ns
+        for choice in self.choices:
+            until = self.waiting.until(choice)
+            if until is not None and (wake is None or until < wake):
+                wake = until
+        return wake
 
-    def _give_up(self, now: int, reason: str, refusal: Refusal | None) -> None:
-        """Shed if the client has nothing yet, failed if an answer breaks off."""
-        outcome = Outcome.SHED if self._books.ttft_ns is None else Outcome.FAILED
-        retry_after_ns = NS_PER_S if refusal is None else refusal.retry_after_ns
-        self._end(now, outcome, reason, True, max(retry_after_ns, NS_PER_S))
+    def shed(self, now: int, shed: ShedReason, message: str) -> None:
+        """Given up: shed if the client has nothing yet, failed if an answer breaks off."""
+        retry_after_ns = self._queue.retry_after_ns(self.accepted.request_id)
+        if self._books.ttft_ns is None:
+            self._end(now, Outcome.SHED, message, True, retry_after_ns, shed)
+        else:
+            self._end(now, Outcome.FAILED, message, True, retry_after_ns)
 
     def _end(
-        self, now: int, outcome: Outcome, reason: str, retryable: bool, retry_after_ns: int = 0
+        self,
+        now: int,
+        outcome: Outcome,
+        reason: str,
+        retryable: bool,
+        retry_after_ns: int = 0,
+        shed: ShedReason | None = None,
     ) -> None:
         if self.ended:
             return
         self.ended = True
         for choice in self.choices:
+            self._leave_places(choice)
             self._abandon_legs(choice, outcome.value)
         figures = next((leg.figures for leg in reversed(self.choices[0].legs) if leg.figures), None)
         self._books.ledger.move(Stage.OTHER_CHOICES, now, figures)
-        self._emit(EndRequest(self.record(now, outcome, reason), retryable, retry_after_ns))
+        record = self.record(now, outcome, reason, shed)
+        if outcome is Outcome.FINISHED:
+            queued_ns = self._books.ledger.parts.get("queue", 0)
+            self._queue.service_time.finished(record.e2e_ns - queued_ns, record.num_output_tokens)
+        self._emit(EndRequest(record, retryable, retry_after_ns))
 
-    def record(self, now: int, outcome: Outcome, reason: str) -> RequestRecord:
-        return self._books.record(now, self.choices, outcome, reason)
-
-    def _move(self, choice: Choice, stage: Stage, now: int, leg: Leg | None = None) -> None:
-        """The ledger follows the first choice; the others run beside it."""
-        if choice.index == 0 and choice.phase is not Phase.ENDED:
-            last = leg or next((leg for leg in reversed(choice.legs) if leg.figures), None)
-            asked_ns = None if leg is None else leg.sent_ns
-            self._books.ledger.move(stage, now, last.figures if last else None, asked_ns)
+    def record(
+        self, now: int, outcome: Outcome, reason: str, shed: ShedReason | None = None
+    ) -> RequestRecord:
+        return self._books.record(now, self.choices, outcome, reason, shed)

@@ -10,8 +10,11 @@ from banyan_core.journey_messages import Accepted
 from banyan_core.types import PlaceQuery, SequenceSpec
 
 
-def place_query(accepted: Accepted, choice: Choice, now: int, kept_prefill: str) -> PlaceQuery:
+def place_query(
+    accepted: Accepted, choice: Choice, now: int, full_workers: tuple[str, ...]
+) -> PlaceQuery:
     """Where should the rest of this choice run? Takes a new attempt number."""
+    kept = choice.kept_prefill()
     return PlaceQuery(
         request_id=accepted.request_id,
         choice=choice.index,
@@ -22,8 +25,8 @@ def place_query(accepted: Accepted, choice: Choice, now: int, kept_prefill: str)
         num_output_tokens=len(choice.tokens),
         max_tokens=accepted.sampling.max_tokens - len(choice.tokens),
         priority=accepted.priority,
-        excluded=choice.avoided(now),
-        kept_prefill=kept_prefill,
+        excluded=tuple(sorted({*choice.avoided(now), *full_workers})),
+        kept_prefill="" if kept is None else kept.worker.worker_id,
     )
 
 

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from banyan_core.choice import Choice
-from banyan_core.journey_messages import Accepted, LegRecord, RequestRecord
-from banyan_core.ledger import Ledger
-from banyan_core.types import Decision, Outcome
+from banyan_core.choice import Choice, Leg, Phase
+from banyan_core.journey_messages import Accepted, LegRecord, LossRecord, RequestRecord
+from banyan_core.ledger import Ledger, Stage
+from banyan_core.types import Decision, Outcome, ShedReason
 
 MAX_KEPT_DECISIONS = 32
+MAX_KEPT_LOSSES = 32
 
 
 @dataclass(slots=True)
@@ -26,11 +27,25 @@ class Books:
     ttft_ns: int | None = None
     itl_ns: list[int] = field(default_factory=list)
     decisions: list[Decision] = field(default_factory=list)
+    losses: list[LossRecord] = field(default_factory=list)
 
     def keep(self, decision: Decision) -> None:
         """The first decisions tell the story; a request that goes on for ever tells no more."""
         if len(self.decisions) < MAX_KEPT_DECISIONS:
             self.decisions.append(decision)
+
+    def move(self, choice: Choice, stage: Stage, now: int, leg: Leg | None = None) -> None:
+        """The ledger follows the first choice; the others run beside it."""
+        if choice.index == 0 and choice.phase is not Phase.ENDED:
+            last = leg or next((leg for leg in reversed(choice.legs) if leg.figures), None)
+            asked_ns = None if leg is None else leg.sent_ns
+            self.ledger.move(stage, now, last.figures if last else None, asked_ns)
+
+    def note_loss(self, now: int, leg: Leg, reason: str) -> None:
+        """A leg is gone; it counts as a recovery unless its loss was seen before."""
+        self.num_recoveries += not leg.overtaken
+        if len(self.losses) < MAX_KEPT_LOSSES:
+            self.losses.append(LossRecord(now, leg.worker.worker_id, leg.verb.value, reason))
 
     def token_written(self, now: int, choice: Choice) -> None:
         if self.ttft_ns is None:
@@ -47,7 +62,12 @@ class Books:
         )
 
     def record(
-        self, now: int, choices: list[Choice], outcome: Outcome, reason: str
+        self,
+        now: int,
+        choices: list[Choice],
+        outcome: Outcome,
+        reason: str,
+        shed: ShedReason | None = None,
     ) -> RequestRecord:
         accepted = self.accepted
         return RequestRecord(
@@ -73,4 +93,7 @@ class Books:
             finish_reasons=tuple(
                 choice.finish.value if choice.finish else "" for choice in choices
             ),
+            visits=tuple(self.ledger.visits),
+            losses=tuple(self.losses),
+            shed=shed,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from banyan_core.ledger import Visit
 from banyan_core.types import (
     BlockHash,
     Decision,
@@ -17,6 +18,7 @@ from banyan_core.types import (
     SamplingParams,
     SequenceReport,
     SequenceSpec,
+    ShedReason,
     WorkerRef,
 )
 
@@ -174,7 +176,7 @@ class ReleaseLease:
     lease_id: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made per token
 class Deliver:
     """Tokens for the client, in order, each index once."""
 
@@ -201,6 +203,16 @@ class LegRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class LossRecord:
+    """A worker was lost at this instant while it worked on the request."""
+
+    at_ns: int
+    worker_id: str
+    verb: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RequestRecord:
     """All that is kept and published of an ended request. No text, no token ids."""
 
@@ -220,6 +232,9 @@ class RequestRecord:
     decisions: tuple[Decision, ...]
     legs: tuple[LegRecord, ...]
     finish_reasons: tuple[str, ...]
+    visits: tuple[Visit, ...] = ()
+    losses: tuple[LossRecord, ...] = ()
+    shed: ShedReason | None = None
 
 
 @dataclass(frozen=True, slots=True)

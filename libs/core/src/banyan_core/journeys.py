@@ -29,6 +29,7 @@ from banyan_core.journey_messages import (
     WorkerLost,
 )
 from banyan_core.machine import Stepped
+from banyan_core.queue import Queue
 from banyan_core.types import SequenceReport
 
 
@@ -36,9 +37,10 @@ class Journeys:
     """The gateway's decider: `Machine[JourneyFact, JourneyCommand]`."""
 
     def __init__(self, gateway_id: str, gateway_epoch: int, limits: JourneyLimits) -> None:
-        self._gateway_id = gateway_id
-        self._gateway_epoch = gateway_epoch
+        self._gateway = (gateway_id, gateway_epoch)
         self._limits = limits
+        self._queue = Queue(limits.queue)
+        self._num_accepted = 0
         self._open: dict[str, Journey] = {}
         self._wakes: list[tuple[int, str]] = []
         self._commands: list[JourneyCommand] = []
@@ -59,7 +61,24 @@ class Journeys:
         """An open journey, to look at."""
         return self._open.get(request_id)
 
+    def place_in_line(self, request_id: str) -> tuple[int, int | None] | None:
+        """How many go before an open request, and how long it may wait; None: it does not wait."""
+        journey = self._open.get(request_id)
+        return None if journey is None else self._queue.place_in_line(journey.choices[0].ticket)
+
+    def expected_wait_ns(self) -> int | None:
+        """Of a request that would come last now; None when it is not known."""
+        return self._queue.expected_wait_ns()
+
+    def num_retries_left(self, now: int) -> int:
+        return self._queue.budget.num_left(now)
+
+    def retry_after_ns(self, request_id: str) -> int:
+        """What a request that is turned away now should be told."""
+        return self._queue.retry_after_ns(request_id)
+
     def step(self, now: int, facts: Sequence[JourneyFact]) -> Stepped[JourneyCommand]:
+        self._queue.pass_time(now)
         for fact in facts:
             self._take(now, fact)
         while self._wakes and self._wakes[0][0] <= now:
@@ -68,8 +87,21 @@ class Journeys:
             if journey is not None:
                 journey.wake(now)
                 self._settle(journey)
+        self._give_turns(now)
         commands, self._commands = self._commands, []
-        return Stepped(commands, self._wakes[0][0] if self._wakes else None)
+        return Stepped(commands, self._next_wake(now))
+
+    def _give_turns(self, now: int) -> None:
+        while (ticket := self._queue.next_turn(now)) is not None:
+            journey = self._open[ticket.request_id]
+            journey.turn(now, journey.choices[ticket.choice])
+            self._settle(journey)
+
+    def _next_wake(self, now: int) -> int | None:
+        wake = self._queue.next_wake(now)
+        if self._wakes and (wake is None or self._wakes[0][0] < wake):
+            return self._wakes[0][0]
+        return wake
 
     def _take(self, now: int, fact: JourneyFact) -> None:
         if isinstance(fact, Reported):
@@ -80,6 +112,7 @@ class Journeys:
         elif isinstance(fact, Admitted | Refused):
             self._answered(now, fact)
         elif isinstance(fact, WorkerLost):
+            self._queue.gate.worker_free(fact.worker_id)
             for journey in tuple(self._open.values()):
                 journey.worker_lost(now, fact.worker_id, fact.epoch, fact.reason)
                 self._settle(journey)
@@ -91,10 +124,21 @@ class Journeys:
             self._about_request(now, fact)
 
     def _accept(self, now: int, fact: Accepted) -> None:
+        self._num_accepted += 1
         journey = Journey(
-            fact, now, self._gateway_id, self._gateway_epoch, self._limits, self._emit
+            fact, self._num_accepted, self._gateway, self._limits, self._queue, self._emit
         )
         self._open[fact.request_id] = journey
+        first = journey.choices[0]
+        shed = self._queue.judge(now, first.ticket, journey.waiting.latest_start_ns())
+        if shed is None or shed.ticket is not first.ticket:
+            journey.waiting.join(now, first)
+        if shed is not None:
+            loser = self._open[shed.ticket.request_id]
+            loser.shed(now, shed.reason, shed.message)
+            self._settle(loser)
+        self._give_turns(now)
+        journey.waiting.note(first)
         self._settle(journey)
 
     def _about_request(self, now: int, fact: Placed | NotPlaced | Stopped | ClientGone) -> None:

@@ -44,6 +44,17 @@ PARTS = (
 )
 
 NOTHING_DONE = SequenceFigures()
+MAX_VISITS = 64
+"""Of stages, that are remembered in their order; one more for each loss and each wait."""
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """A stage that the request was in, from one instant to another."""
+
+    stage: Stage
+    start_ns: int
+    end_ns: int
 
 
 @dataclass(slots=True)
@@ -53,6 +64,7 @@ class Ledger:
     since: int
     stage: Stage = Stage.TOKENIZE
     parts: dict[str, int] = field(default_factory=dict)
+    visits: list[Visit] = field(default_factory=list)
     _at_entry: SequenceFigures = NOTHING_DONE
 
     def move(
@@ -84,6 +96,8 @@ class Ledger:
             self._add("decode_transit", left)
         else:
             self._add(self.stage.value, left)
+        if now > self.since and len(self.visits) < MAX_VISITS:
+            self.visits.append(Visit(self.stage, self.since, now))
         self.since, self.stage, self._at_entry = now, stage, done
 
     def explain_prefill(self, figures: SequenceFigures) -> None:

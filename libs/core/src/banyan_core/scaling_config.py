@@ -5,6 +5,7 @@ period_s = 15.0
 [scaling.decode]                       # a role without a section is left alone
 policy = "target_tracking"
 max_replicas = 4
+down_rate = { replicas = 1, percent = 0, period_s = 60 }   # or up_rate; all three are needed
 [scaling.decode.target_tracking]       # parameters of that policy, for this role
 target = 8.0
 """
@@ -15,13 +16,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from banyan_core.policies import SCALING, PolicyChoice, make
-from banyan_core.policies.scaling import Limits
+from banyan_core.policies.scaling_limits import Limits, Rate
 from banyan_core.scaling_loop import PERIOD_NS, RoleScaling
 from banyan_core.types import NS_PER_S, Role
 
 _ROLES = tuple(role.value for role in Role)
 _COUNTS = ("min_replicas", "max_replicas")
 _DELAYS = ("down_window_s", "up_window_s", "cooldown_s")
+_RATES = ("up_rate", "down_rate")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +51,7 @@ def scaling_config(section: Mapping[str, object]) -> ScalingConfig:
 def _role(where: str, table: object) -> RoleScaling:
     if not isinstance(table, Mapping):
         raise ValueError(f"{where} must be a table, not {table!r}")
-    _refuse_unknown(where, table, ("policy", *_COUNTS, *_DELAYS, *SCALING))
+    _refuse_unknown(where, table, ("policy", *_COUNTS, *_DELAYS, *_RATES, *SCALING))
     name = table.get("policy")
     if not isinstance(name, str):
         raise ValueError(f"{where}.policy is not set: expected one of {', '.join(sorted(SCALING))}")
@@ -87,7 +89,22 @@ def _limits(where: str, table: Mapping[str, object]) -> Limits:
         round(down_s * NS_PER_S),
         round(up_s * NS_PER_S),
         round(cooldown_s * NS_PER_S),
+        _rate(f"{where}.up_rate", table.get("up_rate"), default.up_rate),
+        _rate(f"{where}.down_rate", table.get("down_rate"), default.down_rate),
     )
+
+
+def _rate(where: str, table: object, default: Rate) -> Rate:
+    if table is None:
+        return default
+    if not isinstance(table, Mapping) or set(table) != {"replicas", "percent", "period_s"}:
+        raise ValueError(f"{where} must be a table of replicas, percent and period_s, not {table}")
+    num_replicas = _count(f"{where}.replicas", table["replicas"])
+    percent = _count(f"{where}.percent", table["percent"])
+    if not num_replicas and not percent:
+        raise ValueError(f"{where} must allow some change: replicas or percent above 0")
+    period_s = _seconds(f"{where}.period_s", table["period_s"])
+    return Rate(num_replicas, float(percent), round(period_s * NS_PER_S))
 
 
 def _count(where: str, value: object) -> int:

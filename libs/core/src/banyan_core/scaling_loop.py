@@ -13,15 +13,8 @@ from dataclasses import dataclass, replace
 
 from banyan_core.events import Event, Heard, ScaleDecided, WorkerAlive, WorkerGone
 from banyan_core.machine import Stepped
-from banyan_core.policies.scaling import (
-    Limits,
-    Replica,
-    ScalingDecision,
-    ScalingPolicy,
-    ScalingState,
-    ScalingView,
-    decide,
-)
+from banyan_core.policies.scaling import Replica, ScalingPolicy, ScalingView
+from banyan_core.policies.scaling_limits import Limits, ScalingDecision, ScalingState, decide
 from banyan_core.types import NS_PER_S, Role
 
 PERIOD_NS = 15 * NS_PER_S
@@ -224,7 +217,7 @@ class ScalingLoop:
         if not applied:  # nothing changed: no cool-down, no rate used up
             before = pending.state_before
             self._states[role] = replace(
-                self._states[role], grown=before.grown, changed_at=before.changed_at
+                self._states[role], changes=before.changes, changed_at=before.changed_at
             )
         commands.append(self._publish(role, pending.decision, applied, suffix))
 
@@ -240,5 +233,8 @@ class ScalingLoop:
                 decision.reason + suffix,
                 self._actuator,
                 applied,
+                decision.figure,
+                decision.target,
+                decision.limited_by,
             )
         )

@@ -23,13 +23,16 @@ class EngineLimits:
     """Bounds of one engine.
 
     `max_step_tokens` is the budget of a step; each running sequence needs one of it.
-    `max_waiting` and `max_waiting_tokens` bound what is admitted but not yet computed.
+    What is admitted but not yet computed is bounded: `max_waiting` sequences beyond those that
+    can run at once, and prompt tokens, in number and by the time that they take at the measured
+    rate: a quarter of the usual target for the first token.
     """
 
     max_step_tokens: int = 512
     max_running: int = 64
-    max_waiting: int = 256
+    max_waiting: int = 8
     max_waiting_tokens: int = 262_144
+    max_waiting_s: float = 0.5
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_running <= self.max_step_tokens:

@@ -45,6 +45,17 @@ class Outcome(StrEnum):
     SHED = "shed"
 
 
+class ShedReason(StrEnum):
+    """Why a request was shed, for programs; people get a sentence."""
+
+    QUEUE_FULL = "queue_full"  # its class, or the whole queue, waits too long already
+    NO_CAPACITY = "no_capacity"  # the queue is full, and the mesh takes nothing
+    PUSHED_OUT = "pushed_out"  # of the full queue, by a better class
+    DEADLINE = "deadline"  # passed, or could not be kept
+    QUEUE_TIMEOUT = "queue_timeout"
+    TOO_MANY_LOSSES = "too_many_losses"
+
+
 @dataclass(frozen=True, slots=True)
 class WorkerRef:
     """One life of one worker process: a restart keeps the id and raises the epoch."""
@@ -134,10 +145,15 @@ class SequenceSpec:
     priority: int = 0
     remaining_ns: int = 0
 
+    @property
+    def request_id(self) -> str:
+        """Whose it is: a sequence id is `request/choice/attempt`."""
+        return self.sequence_id.rsplit("/", 2)[0]
+
 
 @dataclass(frozen=True, slots=True)
 class OutputToken:
-    """One sampled token; `logprob` is None unless it was asked for."""
+    """One sampled token; `logprob` is None, and `top` empty, unless they were asked for."""
 
     token_id: int
     logprob: float | None = None
@@ -158,7 +174,7 @@ class SequenceFigures:
     num_rejected_pages: int = 0
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: one is made per token, and freezing makes that 1 us slower
 class SequenceReport:
     """News of one sequence: new tokens, or its end, or both."""
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -36,6 +37,10 @@ class PagedKv:
         self._keys = [torch.zeros(shape, dtype=dtype) for _ in range(layout.num_layers)]
         self._values = [torch.zeros(shape, dtype=dtype) for _ in range(layout.num_layers)]
         self._gathered = [torch.empty(0, *shape[1:], dtype=dtype) for _ in ("keys", "values")]
+        self._pages = [
+            tuple(pool.view(torch.uint8).flatten(1).numpy() for pool in layer)
+            for layer in zip(self._keys, self._values, strict=True)
+        ]  # the same memory as bytes: by layer, K and V, [num_blocks + 1, half a page]
 
     @property
     def page_bytes(self) -> int:
@@ -81,19 +86,16 @@ class PagedKv:
     def export_page(self, block_id: int, layer: int) -> bytes:
         """K then V of one block in one layer, `page_bytes` long."""
         self._check_place(block_id, layer)
-        parts = (self._keys[layer][block_id], self._values[layer][block_id])
-        return b"".join(part.view(torch.uint8).numpy().tobytes() for part in parts)
+        return b"".join([half[block_id] for half in self._pages[layer]])
 
     def import_page(self, block_id: int, layer: int, data: bytes) -> None:
         """The reverse of `export_page`. Raises ValueError when the length is not `page_bytes`."""
         self._check_place(block_id, layer)
         if len(data) != self.page_bytes:
             raise ValueError(f"page: {len(data)} bytes, expected {self.page_bytes}")
-        # A bytearray, for torch warns about memory that it may not write to.
-        page = torch.frombuffer(bytearray(data), dtype=DTYPES[self.layout.dtype])
-        keys, values = page.view(2, *self._keys[layer].shape[1:])
-        self._keys[layer][block_id] = keys
-        self._values[layer][block_id] = values
+        halves = np.frombuffer(data, dtype=np.uint8).reshape(2, -1)
+        for half, new in zip(self._pages[layer], halves, strict=True):
+            half[block_id] = new
 
     def _check_place(self, block_id: int, layer: int) -> None:
         if not 0 <= block_id < self.num_blocks:

@@ -22,6 +22,10 @@ SCALE_EVENTS = "scale.events"
 TOPICS = (REQUEST_EVENTS, WORKER_EVENTS, KV_EVENTS, SCALE_EVENTS)
 
 
+Headers = tuple[tuple[str, bytes], ...]
+"""What travels beside a record's value, such as its trace context; a name may come once."""
+
+
 class Since(StrEnum):
     START = "start"  # the oldest record that is still retained
     TAIL = "tail"  # only what is published after the subscription is live
@@ -33,15 +37,16 @@ class Record:
     cursor: str
     key: str
     value: bytes
+    headers: Headers = ()
 
 
 class Bus(Protocol):
-    def publish(self, topic: str, key: str, value: bytes) -> bool:
+    def publish(self, topic: str, key: str, value: bytes, headers: Headers = ()) -> bool:
         """Queue a record. False: the bounded buffer was full and the record is lost."""
         ...
 
     def subscribe(self, topics: Sequence[str], since: Since) -> AsyncGenerator[Record, None]:
-        """Records of these topics, each topic in order, until closed.
+        """Records of these topics, those of one key in order, until closed.
 
         Survives a server that goes away: it reconnects with bounded back-off and goes on after
         the last record that it yielded.
@@ -68,10 +73,10 @@ class EventProducer:
         self._seqs = dict.fromkeys(TOPICS, 0)
         self.num_dropped = 0
 
-    def emit(self, topic: str, event: events_pb2.Event) -> None:
+    def emit(self, topic: str, event: events_pb2.Event, headers: Headers = ()) -> None:
         """Publish `event`, whose payload is set; its envelope is filled in here."""
         self._seqs[topic] += 1
         event.producer, event.epoch, event.seq = self._producer, self._epoch, self._seqs[topic]
         event.time_unix_ns = self._clock.unix_ns()
-        if not self._bus.publish(topic, self._producer, event.SerializeToString()):
+        if not self._bus.publish(topic, self._producer, event.SerializeToString(), headers):
             self.num_dropped += 1

@@ -177,6 +177,9 @@ def _scale_decided_to_pb(payload: ScaleDecided) -> events_pb2.ScaleDecided:
         reason=payload.reason,
         actuator=payload.actuator,
         applied=payload.applied,
+        figure=payload.figure,
+        target=payload.target,
+        limited_by=payload.limited_by,
     )
 
 
@@ -189,6 +192,9 @@ def _scale_decided_from_pb(message: events_pb2.ScaleDecided) -> ScaleDecided:
         message.reason,
         message.actuator,
         message.applied,
+        message.figure if message.HasField("figure") else None,
+        message.target if message.HasField("target") else None,
+        message.limited_by,
     )
 
 

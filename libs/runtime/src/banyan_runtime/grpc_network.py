@@ -38,6 +38,7 @@ from banyan_runtime.rpc import (
 )
 from banyan_runtime.rpc_bounds import MAX_MESSAGE_BYTES, CallSlots, report_handler_failure
 from banyan_runtime.settings import SettingsError
+from banyan_runtime.trace_context import TRACEPARENT, current_trace, enter_trace
 
 Req = TypeVar("Req", bound=Message)
 Res = TypeVar("Res", bound=Message)
@@ -154,7 +155,7 @@ class GrpcChannel:
         stub = self._channel.unary_unary(method.path, _encode, method.response.FromString)
         async with self._slots.one():
             try:
-                return await stub(request, timeout=timeout_s)
+                return await stub(request, timeout=timeout_s, metadata=_trace_metadata())
             except grpc.aio.AioRpcError as error:
                 raise _from_grpc(error, self._address) from None
 
@@ -162,7 +163,11 @@ class GrpcChannel:
         self, method: ServerStream[Req, Res], request: Req, timeout_s: float | None = None
     ) -> AsyncGenerator[Res, None]:
         stub = self._channel.unary_stream(method.path, _encode, method.response.FromString)
-        async with self._slots.one(), self._running(stub(request, timeout=timeout_s)) as call:
+        metadata = _trace_metadata()
+        async with (
+            self._slots.one(),
+            self._running(stub(request, timeout=timeout_s, metadata=metadata)) as call,
+        ):
             async for answer in call:
                 yield answer
 
@@ -219,6 +224,11 @@ async def _send_all(call: Any, requests: AsyncIterator[Any] | None) -> None:
         raise
 
 
+def _trace_metadata() -> tuple[tuple[str, str], ...] | None:
+    trace = current_trace()
+    return None if trace is None else ((TRACEPARENT, str(trace)),)
+
+
 def _encode(message: Message) -> bytes:
     return message.SerializeToString()
 
@@ -264,45 +274,55 @@ class GrpcServer:
         await self._server.stop(grace_s)
 
 
-def _generic_handlers(handlers: Sequence[Handler]) -> list[grpc.GenericRpcHandler]:
+def _generic_handlers(handlers: Sequence[Handler], traced: bool) -> list[grpc.GenericRpcHandler]:
     services: dict[str, dict[str, grpc.RpcMethodHandler[Any, Any]]] = {}
     for handler in handlers:
         _, service, verb = handler.method.path.split("/")
-        services.setdefault(service, {})[verb] = _method_handler(handler)
+        services.setdefault(service, {})[verb] = _method_handler(handler, traced)
     return [
         grpc.method_handlers_generic_handler(service, verbs) for service, verbs in services.items()
     ]
 
 
-def _method_handler(handler: Handler) -> grpc.RpcMethodHandler[Any, Any]:
+def _method_handler(handler: Handler, traced: bool) -> grpc.RpcMethodHandler[Any, Any]:
     method = handler.method
     types = {"request_deserializer": method.request.FromString, "response_serializer": _encode}
     if isinstance(method, Unary):
-        return grpc.unary_unary_rpc_method_handler(_answer_once(handler), **types)
+        return grpc.unary_unary_rpc_method_handler(_answer_once(handler, traced), **types)
     if isinstance(method, ClientStream):
-        return grpc.stream_unary_rpc_method_handler(_answer_once(handler), **types)
+        return grpc.stream_unary_rpc_method_handler(_answer_once(handler, traced), **types)
     if isinstance(method, ServerStream):
-        return grpc.unary_stream_rpc_method_handler(_answer_many(handler), **types)
-    return grpc.stream_stream_rpc_method_handler(_answer_many(handler), **types)
+        return grpc.unary_stream_rpc_method_handler(_answer_many(handler, traced), **types)
+    return grpc.stream_stream_rpc_method_handler(_answer_many(handler, traced), **types)
 
 
-def _answer_once(handler: Handler) -> Callable[[Any, Any], Any]:
+def _answer_once(handler: Handler, traced: bool) -> Callable[[Any, Any], Any]:
     async def answer(request: Any, context: Any) -> Any:
+        if traced:
+            _enter_trace(context)
         async with _aborting(handler, context):
             return await handler.function(request)
 
     return answer
 
 
-def _answer_many(handler: Handler) -> Callable[[Any, Any], Any]:
+def _answer_many(handler: Handler, traced: bool) -> Callable[[Any, Any], Any]:
     # A coroutine that writes, not a generator: a cancel then closes the handler at once, while
     # gRPC would leave a suspended generator to the garbage collector.
     async def answer(request: Any, context: Any) -> None:
+        if traced:
+            _enter_trace(context)
         async with _aborting(handler, context), aclosing(handler.function(request)) as answers:
             async for message in answers:
                 await context.write(message)
 
     return answer
+
+
+def _enter_trace(context: Any) -> None:
+    """Each call is served in a task of its own, so this ends with it."""
+    sent = context.invocation_metadata() or ()
+    enter_trace(next((value for key, value in sent if key == TRACEPARENT), None))
 
 
 @asynccontextmanager
@@ -320,10 +340,11 @@ async def _aborting(handler: Handler, context: Any) -> AsyncIterator[None]:
 
 
 class GrpcNetwork:
-    """One process's access to the mesh over gRPC."""
+    """One process's access to the mesh over gRPC. `traced`: callers' traces reach the handlers."""
 
-    def __init__(self, security: ChannelSecurity) -> None:
+    def __init__(self, security: ChannelSecurity, *, traced: bool = False) -> None:
         self._security = security
+        self._traced = traced
         self._channels: dict[str, GrpcChannel] = {}
         self._servers: list[GrpcServer] = []
 
@@ -334,7 +355,7 @@ class GrpcNetwork:
 
     async def serve(self, address: str, handlers: Sequence[Handler]) -> GrpcServer:
         server = grpc.aio.server(options=_SERVER_OPTIONS)
-        generic = _generic_handlers(handlers)
+        generic = _generic_handlers(handlers, self._traced)
         server.add_generic_rpc_handlers(generic)
         servicer = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(servicer, server)

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 
-from banyan_runtime.bus import Record, Since
+from banyan_runtime.bus import Headers, Record, Since
 
 _CLOSE_TIMEOUT_S = 1.0
 
@@ -31,11 +31,11 @@ class MemoryBroker:
         self._is_up = True
         self._notify()
 
-    def append(self, topic: str, key: str, value: bytes) -> None:
+    def append(self, topic: str, key: str, value: bytes, headers: Headers = ()) -> None:
         number = self._num_appended.get(topic, 0) + 1
         self._num_appended[topic] = number
         retained = self._topics.setdefault(topic, deque(maxlen=self._max_records))
-        retained.append(Record(topic, str(number), key, value))
+        retained.append(Record(topic, str(number), key, value, headers))
         self._notify()
 
     def last(self, topic: str) -> int:
@@ -73,14 +73,14 @@ class MemoryBus:
         self._broker = broker
         self._max_buffered = max_buffered
         self._delay_s = delay_s
-        self._buffer: deque[tuple[str, str, bytes]] = deque()
+        self._buffer: deque[tuple[str, str, bytes, Headers]] = deque()
         self._sender: asyncio.Task[None] | None = None
         self._is_closed = False
 
-    def publish(self, topic: str, key: str, value: bytes) -> bool:
+    def publish(self, topic: str, key: str, value: bytes, headers: Headers = ()) -> bool:
         if self._is_closed or len(self._buffer) >= self._max_buffered:
             return False
-        self._buffer.append((topic, key, value))
+        self._buffer.append((topic, key, value, headers))
         if self._sender is None or self._sender.done():
             self._sender = asyncio.get_running_loop().create_task(self._send(), name="bus sender")
         return True

@@ -6,17 +6,19 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from banyan_core.index_facts import Position
 from banyan_core.types import NS_PER_S, BlockHash
 from banyan_runtime.clock import Clock
-from banyan_runtime.kv_index import Fenced, IndexUnavailable
+from banyan_runtime.kv_index import Fenced, IndexUnavailable, Loaded
 
 NS_PER_US = 1000
 
 
 @dataclass(slots=True)
-class _Block:
-    stamps: dict[str, int] = field(default_factory=dict)
-    expires_ns: int = 0
+class _Holder:
+    at: Position
+    expires_ns: int
+    hashes: dict[BlockHash, None] = field(default_factory=dict)
 
 
 class MemoryIndexServer:
@@ -32,9 +34,7 @@ class MemoryIndexServer:
         self.lease_owner = ""
         self.lease_expires_ns = 0
         self.fence = 0
-        self.num_generations = 0
-        self.epochs: dict[str, tuple[int, int]] = {}  # holder -> (epoch, generation)
-        self.blocks: dict[BlockHash, _Block] = {}
+        self._holders: dict[str, _Holder] = {}
 
     def down(self, *, lose_content: bool = False) -> None:
         self.is_up = False
@@ -49,6 +49,12 @@ class MemoryIndexServer:
         self._last_fence = max(self._last_fence + 1, self.clock.unix_ns() // NS_PER_US)
         self.fence = self._last_fence
         return self.fence
+
+    def holders(self) -> dict[str, _Holder]:
+        """Those whose time has not ended."""
+        now = self.clock.now_ns()
+        self._holders = {name: one for name, one in self._holders.items() if one.expires_ns > now}
+        return self._holders
 
 
 class MemoryKvIndex:
@@ -74,47 +80,60 @@ class MemoryKvIndex:
         return server.fence
 
     async def add(
-        self, fence: int, holder: str, epoch: int, hashes: Sequence[BlockHash], ttl_s: float
-    ) -> None:
+        self, fence: int, holder: str, at: Position, hashes: Sequence[BlockHash], ttl_s: float
+    ) -> bool:
         server = await self._reach(fence)
-        self._raise_epoch(server, holder, epoch)
-        current, generation = server.epochs[holder]
-        if current != epoch:
-            return
-        now = server.clock.now_ns()
-        for block_hash in hashes:
-            block = server.blocks.get(block_hash)
-            if block is None or block.expires_ns <= now:
-                block = server.blocks[block_hash] = _Block()
-            block.stamps[holder] = generation
-            block.expires_ns = max(block.expires_ns, now + round(ttl_s * NS_PER_S))
+        known = server.holders().get(holder)
+        if known is not None and known.at.epoch == at.epoch:
+            known.hashes.update(dict.fromkeys(hashes))
+            self._note(known, at, ttl_s)
+            return True
+        return known is not None and known.at.epoch > at.epoch
 
-    async def remove(self, fence: int, holder: str, hashes: Sequence[BlockHash]) -> None:
+    async def remove(
+        self, fence: int, holder: str, at: Position, hashes: Sequence[BlockHash], ttl_s: float
+    ) -> bool:
         server = await self._reach(fence)
-        for block_hash in hashes:
-            block = server.blocks.get(block_hash)
-            if block is not None:
-                block.stamps.pop(holder, None)
+        known = server.holders().get(holder)
+        if known is not None and known.at.epoch == at.epoch:
+            for block_hash in hashes:
+                known.hashes.pop(block_hash, None)
+            self._note(known, at, ttl_s)
+            return True
+        return known is not None and known.at.epoch > at.epoch
+
+    async def replace(
+        self, fence: int, holder: str, at: Position, hashes: Sequence[BlockHash], ttl_s: float
+    ) -> None:
+        holders = (await self._reach(fence)).holders()
+        known = holders.get(holder)
+        if known is None or known.at.epoch <= at.epoch:
+            holders[holder] = _Holder(at, 0, dict.fromkeys(hashes))
+            self._note(holders[holder], at, ttl_s)
 
     async def set_epoch(self, fence: int, holder: str, epoch: int) -> None:
-        self._raise_epoch(await self._reach(fence), holder, epoch)
+        holders = (await self._reach(fence)).holders()
+        known = holders.get(holder)
+        if known is not None and known.at.epoch < epoch:
+            del holders[holder]
 
     async def drop_holder(self, fence: int, holder: str) -> None:
-        (await self._reach(fence)).epochs.pop(holder, None)
+        (await self._reach(fence)).holders().pop(holder, None)
 
     async def lookup(self, hashes: Sequence[BlockHash]) -> Mapping[str, int]:
-        server = await self._reach()
-        now = server.clock.now_ns()
         counts: dict[str, int] = {}
-        for place, block_hash in enumerate(hashes):
-            block = server.blocks.get(block_hash)
-            if block is None or block.expires_ns <= now:
-                break
-            for holder, stamp in block.stamps.items():
-                known = server.epochs.get(holder)
-                if known is not None and known[1] == stamp and counts.get(holder, 0) == place:
-                    counts[holder] = place + 1
+        for name, holder in (await self._reach()).holders().items():
+            count = next((i for i, one in enumerate(hashes) if one not in holder.hashes), None)
+            if count != 0 and hashes:
+                counts[name] = len(hashes) if count is None else count
         return counts
+
+    async def positions(self) -> Mapping[str, Position]:
+        return {name: holder.at for name, holder in (await self._reach()).holders().items()}
+
+    async def load(self, holder: str) -> Loaded | None:
+        known = (await self._reach()).holders().get(holder)
+        return None if known is None else Loaded(known.at, tuple(known.hashes))
 
     async def close(self) -> None:
         return
@@ -127,9 +146,6 @@ class MemoryKvIndex:
             raise Fenced(f"the lease with token {fence} is over")
         return self._server
 
-    @staticmethod
-    def _raise_epoch(server: MemoryIndexServer, holder: str, epoch: int) -> None:
-        known = server.epochs.get(holder)
-        if known is None or known[0] < epoch:
-            server.num_generations += 1
-            server.epochs[holder] = (epoch, server.num_generations)
+    def _note(self, holder: _Holder, at: Position, ttl_s: float) -> None:
+        holder.at = at
+        holder.expires_ns = self._server.clock.now_ns() + round(ttl_s * NS_PER_S)

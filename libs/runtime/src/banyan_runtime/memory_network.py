@@ -36,6 +36,7 @@ from banyan_runtime.rpc import (
     Unary,
 )
 from banyan_runtime.rpc_bounds import MAX_MESSAGE_BYTES, CallSlots, report_handler_failure
+from banyan_runtime.trace_context import current_trace, enter_trace
 
 Req = TypeVar("Req", bound=Message)
 Res = TypeVar("Res", bound=Message)
@@ -45,13 +46,19 @@ class Call:
     """One call between two processes: a pipe up to the server, a pipe down to the client."""
 
     def __init__(
-        self, mesh: MemoryMesh, client: MemoryNetwork, server: MemoryServer, path: str
+        self,
+        mesh: MemoryMesh,
+        client: MemoryNetwork,
+        server: MemoryServer,
+        path: str,
+        traceparent: str | None,
     ) -> None:
         client_id, server_id = client.host_id, server.network.host_id
         self._mesh = mesh
         self.client = client
         self.server = server
         self.path = path
+        self.traceparent = traceparent
         self.up = Pipe(mesh, client_id, server_id, path)
         self.down = Pipe(mesh, server_id, client_id, path)
         self.handler_task: asyncio.Task[None] | None = None
@@ -121,7 +128,9 @@ class MemoryServer:
         else:
             # In the server's context, not in that of the client whose bytes arrived here.
             task = asyncio.get_running_loop().create_task(
-                _serve(call, handler), name=f"{self._address}{call.path}", context=self._context
+                _serve(call, handler),
+                name=f"{self._address}{call.path}",
+                context=self._context.copy(),
             )
             self._running[task] = None
             task.add_done_callback(self._forget)
@@ -146,6 +155,7 @@ class MemoryServer:
 
 async def _serve(call: Call, handler: Handler) -> None:
     """Run one handler to its end and send its outcome as the call's status."""
+    enter_trace(call.traceparent)
     try:
         await _run_handler(call, handler)
     except RpcError as error:
@@ -202,13 +212,13 @@ class MemoryChannel:
         return self._address
 
     async def unary(self, method: Unary[Req, Res], request: Req, timeout_s: float) -> Res:
-        answers = self._exchange(method, _one(request), timeout_s)
+        answers = self._exchange(method, _one(request), timeout_s, _traceparent())
         return await _only(method, answers)  # type: ignore[no-any-return]  # of this method
 
     async def stream(
         self, method: ServerStream[Req, Res], request: Req, timeout_s: float | None = None
     ) -> AsyncGenerator[Res, None]:
-        answers = self._exchange(method, _one(request), timeout_s)
+        answers = self._exchange(method, _one(request), timeout_s, _traceparent())
         async with aclosing(answers):
             async for answer in answers:
                 yield answer
@@ -228,12 +238,16 @@ class MemoryChannel:
                 yield answer
 
     async def _exchange(
-        self, method: Method, requests: AsyncIterator[Any], timeout_s: float | None
+        self,
+        method: Method,
+        requests: AsyncIterator[Any],
+        timeout_s: float | None,
+        traceparent: str | None = None,
     ) -> AsyncGenerator[Any, None]:
         """The one way a call runs: send all requests in a task, yield answers until the end."""
         loop = asyncio.get_running_loop()
         deadline = None if timeout_s is None else loop.time() + timeout_s
-        async with self._slots.one(), self._open(method.path) as call:
+        async with self._slots.one(), self._open(method.path, traceparent) as call:
             sender = loop.create_task(_send_all(call, requests), name=f"send {method.path}")
             try:
                 while isinstance(item := await _receive(call, deadline), bytes):
@@ -247,18 +261,23 @@ class MemoryChannel:
                 raise _told(item.error)
 
     @asynccontextmanager
-    async def _open(self, path: str) -> AsyncIterator[Call]:
+    async def _open(self, path: str, traceparent: str | None) -> AsyncIterator[Call]:
         await asyncio.sleep(0)
         network = self._network
         server = network.mesh.servers.get(self._address)
         if network.is_cut or server is None:
             raise RefusedError(f"{self._address}: connection refused")
-        call = Call(network.mesh, network, server, path)
+        call = Call(network.mesh, network, server, path, traceparent)
         call.start()
         try:
             yield call
         finally:
             call.close()
+
+
+def _traceparent() -> str | None:
+    trace = current_trace()
+    return None if trace is None else str(trace)
 
 
 def _told(error: RpcError) -> RpcError:

@@ -63,13 +63,26 @@ def placement_from_pb(message: router_pb2.Placement) -> Placement:
 
 
 def decision_to_pb(decision: Decision) -> common_pb2.Decision:
-    return common_pb2.Decision(
-        policy=decision.policy,
-        number=decision.number,
-        candidates=[_candidate_to_pb(candidate) for candidate in decision.candidates],
-        reason=decision.reason,
-        view_age_ns=decision.view_age_ns,
-    )
+    message = common_pb2.Decision()
+    _write_decision(decision, message)
+    return message
+
+
+def _write_decision(decision: Decision, message: common_pb2.Decision) -> None:
+    """In place: a message that is given to another one's constructor is copied, field by field."""
+    message.policy = decision.policy
+    message.number = decision.number
+    message.reason = decision.reason
+    message.view_age_ns = decision.view_age_ns
+    for candidate in decision.candidates:
+        said = message.candidates.add(
+            worker_id=candidate.worker_id,
+            role=role_to_pb(candidate.role),
+            filtered=candidate.filtered,
+            total=candidate.total,
+        )
+        for score in candidate.scores:
+            said.scores.add(name=score.name, value=score.value, weight=score.weight)
 
 
 def decision_from_pb(message: common_pb2.Decision) -> Decision:
@@ -79,19 +92,6 @@ def decision_from_pb(message: common_pb2.Decision) -> Decision:
         candidates=tuple(_candidate_from_pb(candidate) for candidate in message.candidates),
         reason=message.reason,
         view_age_ns=message.view_age_ns,
-    )
-
-
-def _candidate_to_pb(candidate: Candidate) -> common_pb2.Candidate:
-    return common_pb2.Candidate(
-        worker_id=candidate.worker_id,
-        role=role_to_pb(candidate.role),
-        filtered=candidate.filtered,
-        scores=[
-            common_pb2.Score(name=score.name, value=score.value, weight=score.weight)
-            for score in candidate.scores
-        ],
-        total=candidate.total,
     )
 
 
@@ -112,10 +112,11 @@ def place_response_to_pb(
         refusal = router_pb2.PlaceRefusal(
             reason=outcome.reason, retry_after_ns=outcome.retry_after_ns
         )
-        return router_pb2.PlaceResponse(refusal=refusal, decision=decision_to_pb(decision))
-    return router_pb2.PlaceResponse(
-        placement=placement_to_pb(outcome), decision=decision_to_pb(decision)
-    )
+        message = router_pb2.PlaceResponse(refusal=refusal)
+    else:
+        message = router_pb2.PlaceResponse(placement=placement_to_pb(outcome))
+    _write_decision(decision, message.decision)
+    return message
 
 
 def place_response_from_pb(

@@ -1,118 +1,47 @@
-"""The index on Redis 7.0 or Valkey: a hint that answers fast or not at all.
+"""The index on Redis 7.0, Valkey, or a Redis Cluster of either: a hint that answers fast or not.
 
-Keys, under one prefix: `lease` (token and owner, with a time-to-live), `fence` (the last token
-given), `epochs` (holder -> epoch and generation), `generation` (a counter), and one hash per
-block (holder -> generation) with a time-to-live. A block's entry counts only while its
-generation is the holder's present one, so a restart or a loss of a holder is one write, however
-many blocks it had. Every write is one script that checks the fencing token first.
+Keys, under one prefix. The `lease`: token and owner. Then per shard, with the shard's number as
+hash tag, so that all of a shard lies in one slot: its `fence` (the highest token that it has seen),
+its `holders` (each with the instant at which it ends), and one hash per holder, whose fields are
+its blocks, and `at`: how far its story is contained. A holder's shard follows from its name, so the
+writer needs nothing but what it is told, a holder's epoch changes in one write, and what is true of
+a holder (its blocks, their position, their end) is one key that lives and dies as a whole.
 
-Tokens start from the server's clock: a server that lost its content never gives an old one again.
-Epochs are compared as decimal text, for a Lua number holds only 53 bits.
+Every write is one script that checks the fence of the shard in which it writes. Who takes the lease
+raises the fence of every shard before it writes: after that no older writer can write anywhere.
+Tokens start from the server's clock and exceed every fence that is left, so a server that lost its
+content never gives an old one again. A single server has one shard, a cluster several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Self
+import asyncio
+import hashlib
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
+from typing import Any, Self, TypeVar
+from zlib import crc32
 
-from redis.asyncio import Redis
-from redis.exceptions import ResponseError
+from redis.asyncio import Redis, RedisCluster
+from redis.exceptions import NoScriptError, ResponseError
 
+from banyan_core.index_facts import Position
 from banyan_core.types import BlockHash
-from banyan_runtime.kv_index import Fenced, IndexUnavailable
-from banyan_runtime.redis_client import UNREACHABLE, call, connect
+from banyan_runtime import redis_scripts as scripts
+from banyan_runtime.kv_index import Fenced, IndexUnavailable, Loaded
+from banyan_runtime.redis_client import UNREACHABLE, call, connect, connect_cluster, is_cluster
 
+T = TypeVar("T")
+
+CLUSTER_SHARDS = 8
 _PAGE = 512  # hashes in one script call; Lua's unpack and one call's time are bounded
-_FENCED = "FENCED"
-
-_ACQUIRE = """
-local held = redis.call('GET', KEYS[1])
-if held then
-  local token, owner = string.match(held, '^(%d+) (.*)$')
-  if owner ~= ARGV[1] then return false end
-  redis.call('PEXPIRE', KEYS[1], ARGV[2])
-  return token
-end
-local time = redis.call('TIME')
-local token = tonumber(time[1]) * 1000000 + tonumber(time[2])
-local last = tonumber(redis.call('GET', KEYS[2]) or '0')
-token = string.format('%.0f', math.max(token, last + 1))
-redis.call('SET', KEYS[2], token)
-redis.call('SET', KEYS[1], token .. ' ' .. ARGV[1], 'PX', ARGV[2])
-return token
-"""
-
-# KEYS: fence, epochs, generation, blocks...; ARGV: token, holder, ...
-_CHECK = """
-if redis.call('GET', KEYS[1]) ~= ARGV[1] then return redis.error_reply('FENCED') end
-"""
-
-_RAISE_EPOCH = """
-local known = redis.call('HGET', KEYS[2], ARGV[2])
-local epoch, generation
-if known then epoch, generation = string.match(known, '^(%d+) (%d+)$') end
-local wanted = ARGV[3]
-if not epoch or #wanted > #epoch or (#wanted == #epoch and wanted > epoch) then
-  epoch, generation = wanted, string.format('%.0f', redis.call('INCR', KEYS[3]))
-  redis.call('HSET', KEYS[2], ARGV[2], epoch .. ' ' .. generation)
-end
-"""
-
-_ADD = (
-    _CHECK
-    + _RAISE_EPOCH
-    + """
-if epoch ~= wanted then return 0 end
-local ttl = tonumber(ARGV[4])
-for i = 4, #KEYS do
-  redis.call('HSET', KEYS[i], ARGV[2], generation)
-  if redis.call('PTTL', KEYS[i]) < ttl then redis.call('PEXPIRE', KEYS[i], ttl) end
-end
-return 1
-"""
-)
-
-_SET_EPOCH = _CHECK + _RAISE_EPOCH + "return 1"
-
-_REMOVE = (
-    _CHECK
-    + """
-for i = 4, #KEYS do redis.call('HDEL', KEYS[i], ARGV[2]) end
-return 1
-"""
-)
-
-_DROP = _CHECK + "return redis.call('HDEL', KEYS[2], ARGV[2])"
-
-_LOOKUP = """
-local generations = {}
-local epochs = redis.call('HGETALL', KEYS[1])
-for i = 1, #epochs, 2 do generations[epochs[i]] = string.match(epochs[i + 1], ' (%d+)$') end
-local counts, found = {}, {}
-for place = 1, #KEYS - 1 do
-  local block = redis.call('HGETALL', KEYS[place + 1])
-  local alive = false
-  for i = 1, #block, 2 do
-    local holder = block[i]
-    if generations[holder] == block[i + 1] and (counts[holder] or 0) == place - 1 then
-      if place == 1 then found[#found + 1] = holder end
-      counts[holder] = place
-      alive = true
-    end
-  end
-  if not alive then break end
-end
-local answer = {}
-for _, holder in ipairs(found) do
-  answer[#answer + 1] = holder
-  answer[#answer + 1] = counts[holder]
-end
-return answer
-"""
+_SCAN = 4096
+_FENCE_TTL_MS = 24 * 3600 * 1000
+_ACQUIRE_ATTEMPTS = 3
+_AT = b"at"  # no block: hashes have 16 bytes
 
 
 class RedisKvIndex:
-    """One process's access to the index. Lookups and writes have connections of their own."""
+    """One process's access to the index. Raises ValueError when `url` is none."""
 
     def __init__(
         self,
@@ -122,55 +51,155 @@ class RedisKvIndex:
         lookup_timeout_s: float = 0.1,
         write_timeout_s: float = 1.0,
     ) -> None:
-        self._prefix = prefix.encode()
-        self._fast = connect(url, lookup_timeout_s)
-        self._slow = connect(url, write_timeout_s)
-        self._lookup = _Script(self._fast, _LOOKUP)
-        self._acquire = _Script(self._slow, _ACQUIRE)
-        self._add = _Script(self._slow, _ADD)
-        self._remove = _Script(self._slow, _REMOVE)
-        self._set_epoch = _Script(self._slow, _SET_EPOCH)
-        self._drop = _Script(self._slow, _DROP)
+        cluster = is_cluster(url)
+        self._prefix = prefix
+        self._shards = tuple(range(CLUSTER_SHARDS if cluster else 1))
+        self._lookup_timeout_s = lookup_timeout_s
+        self._timeout_s = write_timeout_s
+        self._client: Redis | RedisCluster = (
+            connect_cluster(url, write_timeout_s) if cluster else connect(url, write_timeout_s)
+        )
+        self._token: int | None = None  # the last whose fence is in every shard
+
+    # ------------------------------------------------------------ the writer
 
     async def acquire(self, owner: str, ttl_s: float) -> int | None:
-        keys = [self._key(b"lease"), self._key(b"fence")]
-        token = await self._acquire.call(keys, [owner, max(1, round(ttl_s * 1000))])
-        return None if token is None else int(token)
+        floor = 0
+        for _ in range(_ACQUIRE_ATTEMPTS):
+            taken = await self._run(_LEASE, [self._key("lease")], [owner, _ms(ttl_s), floor])
+            if taken is None:
+                return None
+            token = int(taken)
+            before = await self._raise_fences(token)
+            if max(before) > token:  # the server that gives tokens lost its content, or its clock
+                floor = max(before)
+            elif token == self._token and min(before) < token:
+                floor = token  # a shard lost its content: let the writer see a new token
+            else:
+                self._token = token
+                return token
+        return None
+
+    async def _raise_fences(self, token: int) -> list[int]:
+        """The token that each shard had before."""
+        before = await _all(
+            self._run(_FENCE, [self._key("fence", shard)], [token, _FENCE_TTL_MS])
+            for shard in self._shards
+        )
+        return [int(held) for held in before]
 
     async def add(
-        self, fence: int, holder: str, epoch: int, hashes: Sequence[BlockHash], ttl_s: float
-    ) -> None:
-        args = [fence, holder, epoch, max(1, round(ttl_s * 1000))]
-        for page in _pages(hashes):
-            await self._add.call(self._write_keys(page), args)
+        self, fence: int, holder: str, at: Position, hashes: Sequence[BlockHash], ttl_s: float
+    ) -> bool:
+        return await self._change("HSET", fence, holder, at, hashes, ttl_s)
 
-    async def remove(self, fence: int, holder: str, hashes: Sequence[BlockHash]) -> None:
-        for page in _pages(hashes):
-            await self._remove.call(self._write_keys(page), [fence, holder])
+    async def remove(
+        self, fence: int, holder: str, at: Position, hashes: Sequence[BlockHash], ttl_s: float
+    ) -> bool:
+        return await self._change("HDEL", fence, holder, at, hashes, ttl_s)
+
+    async def _change(
+        self,
+        verb: str,
+        fence: int,
+        holder: str,
+        at: Position,
+        hashes: Sequence[BlockHash],
+        ttl_s: float,
+    ) -> bool:
+        """The position comes with the last page: until then it says less than is there."""
+        pages = _pages(hashes)
+        for number, page in enumerate(pages, start=1):
+            position = _position_text(at) if number == len(pages) else ""
+            args = [fence, holder, _ms(ttl_s), at.epoch, position, verb, *page]
+            if not await self._run(_CHANGE, self._write_keys(holder), args):
+                return False
+        return True
+
+    async def replace(
+        self, fence: int, holder: str, at: Position, hashes: Sequence[BlockHash], ttl_s: float
+    ) -> None:
+        pages = _pages(hashes)
+        for number, page in enumerate(pages, start=1):
+            position = _position_text(at) if number == len(pages) else ""
+            first = "1" if number == 1 else ""
+            args = [fence, holder, _ms(ttl_s), at.epoch, position, first, *page]
+            await self._run(_REPLACE, self._write_keys(holder), args)
 
     async def set_epoch(self, fence: int, holder: str, epoch: int) -> None:
-        await self._set_epoch.call(self._write_keys(()), [fence, holder, epoch])
+        await self._run(_SET_EPOCH, self._write_keys(holder), [fence, holder, 0, epoch])
 
     async def drop_holder(self, fence: int, holder: str) -> None:
-        await self._drop.call(self._write_keys(()), [fence, holder])
+        await self._run(_DROP, self._write_keys(holder), [fence, holder])
+
+    # ------------------------------------------------------------ readers
 
     async def lookup(self, hashes: Sequence[BlockHash]) -> Mapping[str, int]:
+        if not hashes:
+            return {}
+        try:
+            async with asyncio.timeout(self._lookup_timeout_s):
+                found = await _all(self._lookup_in(shard, hashes) for shard in self._shards)
+        except TimeoutError:
+            raise IndexUnavailable(f"no answer within {self._lookup_timeout_s:g} s") from None
+        return {holder: count for part in found for holder, count in part.items()}
+
+    async def _lookup_in(self, shard: int, hashes: Sequence[BlockHash]) -> Mapping[str, int]:
+        going = await self._holders(shard)
         counts: dict[str, int] = {}
         for start in range(0, len(hashes), _PAGE):
-            page = hashes[start : start + _PAGE]
-            keys = [self._key(b"epochs"), *map(self._block_key, page)]
-            answer = await self._lookup.call(keys, [])
-            found = {answer[i].decode(): int(answer[i + 1]) for i in range(0, len(answer), 2)}
-            for holder, count in found.items():
-                if start == 0 or counts.get(holder) == start:
-                    counts[holder] = start + count
-            if len(page) not in found.values():
+            if not going:
                 break
+            page = hashes[start : start + _PAGE]
+            answer = await self._run(_LOOKUP, self._holder_keys(shard, going), page)
+            found = dict(zip(going, answer, strict=True))
+            counts.update({holder: start + count for holder, count in found.items() if count})
+            going = [holder for holder in going if found[holder] == len(page)]
         return counts
 
+    async def positions(self) -> Mapping[str, Position]:
+        found = await _all(self._positions_in(shard) for shard in self._shards)
+        return {holder: at for part in found for holder, at in part.items()}
+
+    async def _positions_in(self, shard: int) -> Mapping[str, Position]:
+        holders = await self._holders(shard)
+        if not holders:
+            return {}
+        answer = await self._run(_POSITIONS, self._holder_keys(shard, holders), [])
+        found = zip(holders, answer, strict=True)
+        return {holder: _position(text)[0] for holder, text in found if text is not None}
+
+    async def load(self, holder: str) -> Loaded | None:
+        """Page by page. Blocks that change meanwhile may be seen before or after the change."""
+        key = self._holder_key(holder)
+        before = await self._ask(self._client.execute_command("HGET", key, _AT))
+        hashes: dict[BlockHash, None] = {}
+        cursor = 0
+        while True:
+            page = self._client.execute_command("HSCAN", key, cursor, "COUNT", _SCAN)
+            next_cursor, fields = await self._ask(page)
+            hashes.update(dict.fromkeys(fields))
+            cursor = int(next_cursor)
+            if cursor == 0:
+                break
+        after = await self._ask(self._client.execute_command("HGET", key, _AT))
+        if before is None or after is None:
+            return None
+        (at, made), (at_end, made_at_end) = _position(before), _position(after)
+        if (at.epoch, made) != (at_end.epoch, made_at_end):
+            return None
+        hashes.pop(_AT, None)
+        return Loaded(at, tuple(hashes))
+
+    async def _holders(self, shard: int) -> list[str]:
+        """Also some that have ended: their keys are gone."""
+        names = await self._ask(
+            self._client.execute_command("ZRANGE", self._key("holders", shard), 0, -1)
+        )
+        return [name.decode() for name in names]
+
     async def close(self) -> None:
-        await self._fast.aclose()
-        await self._slow.aclose()
+        await self._client.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -178,34 +207,91 @@ class RedisKvIndex:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    def _key(self, name: bytes) -> bytes:
-        return self._prefix + b":" + name
+    # ------------------------------------------------------------ keys and calls
 
-    def _block_key(self, block_hash: BlockHash) -> bytes:
-        return self._prefix + b":b:" + block_hash
+    def _key(self, name: str, shard: int | None = None) -> str:
+        tag = self._prefix if shard is None else f"{self._prefix}:{shard}"
+        return f"{{{tag}}}:{name}"
 
-    def _write_keys(self, hashes: Sequence[BlockHash]) -> list[bytes]:
-        names = (b"fence", b"epochs", b"generation")
-        return [*map(self._key, names), *map(self._block_key, hashes)]
+    def _shard_of(self, holder: str) -> int:
+        return crc32(holder.encode()) % len(self._shards)
 
+    def _holder_key(self, holder: str) -> str:
+        return self._key(f"holder:{holder}", self._shard_of(holder))
 
-class _Script:
-    """A script by its digest, loaded when the server does not know it."""
+    def _holder_keys(self, shard: int, holders: Sequence[str]) -> list[str]:
+        return [self._key(f"holder:{holder}", shard) for holder in holders]
 
-    def __init__(self, client: Redis, source: str) -> None:
-        self._script = client.register_script(source)
+    def _write_keys(self, holder: str) -> list[str]:
+        shard = self._shard_of(holder)
+        shared = [self._key(name, shard) for name in ("fence", "holders")]
+        return [*shared, self._holder_key(holder), self._key("scratch", shard)]
 
-    async def call(self, keys: Sequence[bytes], args: Sequence[Any]) -> Any:
+    async def _run(self, script: _Script, keys: Sequence[str], args: Sequence[Any]) -> Any:
+        words = (len(keys), *keys, *args)
         try:
-            return await call(self._script(keys=keys, args=args))
+            return await self._ask(self._client.execute_command("EVALSHA", script.sha, *words))
+        except NoScriptError:
+            return await self._ask(self._client.execute_command("EVAL", script.source, *words))
+
+    async def _ask(self, command: Awaitable[T]) -> T:
+        try:
+            return await call(command, self._timeout_s)
+        except NoScriptError:
+            raise
         except ResponseError as error:
-            if _FENCED in str(error):
-                raise Fenced(f"the lease with token {args[0]} is over") from None
+            if scripts.FENCED in str(error):
+                raise Fenced("the lease is over: a newer token is known") from None
             raise IndexUnavailable(str(error)) from error
         except UNREACHABLE as error:
             raise IndexUnavailable(f"{type(error).__name__}: {error}") from error
 
 
+class _Script:
+    """A script and its name on the server, which learns it when it does not know it."""
+
+    def __init__(self, source: str) -> None:
+        self.source = source
+        self.sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+
+
+_LEASE = _Script(scripts.LEASE)
+_FENCE = _Script(scripts.FENCE)
+_CHANGE = _Script(scripts.CHANGE)
+_REPLACE = _Script(scripts.REPLACE)
+_SET_EPOCH = _Script(scripts.SET_EPOCH)
+_DROP = _Script(scripts.DROP)
+_POSITIONS = _Script(scripts.POSITIONS)
+_LOOKUP = _Script(scripts.LOOKUP)
+
+
+async def _all(calls: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """The answers of all, asked at once; none is left behind when one fails."""
+    waiting = list(calls)
+    if len(waiting) == 1:
+        return [await waiting[0]]
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in waiting]
+    except* (IndexUnavailable, Fenced) as failed:
+        raise failed.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _ms(seconds: float) -> int:
+    return max(1, round(seconds * 1000))
+
+
+def _position_text(at: Position) -> str:
+    return f"{at.epoch} {at.seq} {int(at.stale)}"
+
+
+def _position(text: bytes) -> tuple[Position, int]:
+    """A position, and when its holder's hash was made: another hash, another time."""
+    epoch, seq, stale, made = map(int, text.split())
+    return Position(epoch, seq, bool(stale)), made
+
+
 def _pages(hashes: Sequence[BlockHash]) -> list[Sequence[BlockHash]]:
-    """At least one: a write of no blocks still has its fence checked and tells its epoch."""
+    """At least one: a write of no blocks still has its fence checked and tells its position."""
     return [hashes[:_PAGE]] + [hashes[i : i + _PAGE] for i in range(_PAGE, len(hashes), _PAGE)]

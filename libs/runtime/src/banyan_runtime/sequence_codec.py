@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from banyan.v1 import common_pb2, worker_pb2
 from banyan_core.types import (
     Finish,
@@ -129,8 +131,16 @@ def output_token_to_pb(token: OutputToken) -> worker_pb2.OutputToken:
     return message
 
 
+@lru_cache(maxsize=1 << 16)
+def _plain_token(token_id: int) -> OutputToken:
+    """Tokens without figures are equal, so that one object serves all."""
+    return OutputToken(token_id)
+
+
 def output_token_from_pb(message: worker_pb2.OutputToken) -> OutputToken:
-    logprob = message.logprob if message.HasField("logprob") else None
+    if not message.HasField("logprob"):
+        return _plain_token(message.token_id)
+    logprob = message.logprob
     top = tuple((entry.token_id, entry.logprob) for entry in message.top)
     return OutputToken(message.token_id, logprob, top)
 
@@ -176,16 +186,14 @@ def sequence_report_to_pb(report: SequenceReport) -> worker_pb2.SequenceReport:
 
 
 def sequence_report_from_pb(message: worker_pb2.SequenceReport) -> SequenceReport:
+    tokens = tuple([output_token_from_pb(token) for token in message.tokens])
+    number = message.finish
     finish = None
-    if message.finish != worker_pb2.FINISH_UNSPECIFIED:
-        if message.finish not in _FINISH_FROM_PB:
-            raise ValueError(f"finish: {message.finish} is not a known end")
-        finish = _FINISH_FROM_PB[message.finish]
+    if number:
+        if number not in _FINISH_FROM_PB:
+            raise ValueError(f"finish: {number} is not a known end")
+        finish = _FINISH_FROM_PB[number]
+    figures = figures_from_pb(message.figures) if message.HasField("figures") else None
     return SequenceReport(
-        sequence_id=message.sequence_id,
-        first_index=message.first_index,
-        tokens=tuple(output_token_from_pb(token) for token in message.tokens),
-        finish=finish,
-        error=message.error,
-        figures=figures_from_pb(message.figures) if message.HasField("figures") else None,
+        message.sequence_id, message.first_index, tokens, finish, message.error, figures
     )

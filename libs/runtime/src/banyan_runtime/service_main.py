@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import socket
 import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
@@ -22,18 +23,33 @@ from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
 from banyan_runtime.lifespan import EXIT_NOT_STARTED, Assembly, Running, run_service
 from banyan_runtime.metrics_http import serve_metrics_http
 from banyan_runtime.recorder import FileRecorder
-from banyan_runtime.settings import Address, Seconds, SettingsError, read_settings, shared
-from banyan_runtime.telemetry import json_logger
+from banyan_runtime.settings import (
+    Address,
+    Ratio,
+    Seconds,
+    SettingsError,
+    WebOrigin,
+    read_settings,
+    shared,
+)
+from banyan_runtime.telemetry import json_logger, log_everything_as_json
+from banyan_runtime.tracing import NO_TRACING, Tracing
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceSettings:
-    """What every service is told. `record` is a file for what its decider heard and answered."""
+    """What every service is told. `record` is a file for what its decider heard and answered.
+
+    Unset, `id` is the service and this host's name: replicas share one environment. Traces go to
+    `otlp_endpoint`, under OpenTelemetry's own key, as do `trace_ratio` of those that begin here.
+    """
 
     id: str
     address: Address
     channels: str = shared("BANYAN_CHANNELS", default="plain")
     record: Path | None = None
+    otlp_endpoint: WebOrigin | None = shared("OTEL_EXPORTER_OTLP_ENDPOINT", default=None)
+    trace_ratio: Ratio = shared("OTEL_TRACES_SAMPLER_ARG", default=1.0)
     grace_s: Seconds = 5.0
 
 
@@ -50,7 +66,11 @@ class Kit:
     """The adapters of one process. What is kept here is closed after the service, newest first."""
 
     def __init__(
-        self, settings: ServiceSettings, logger: logging.Logger, opened: AsyncExitStack
+        self,
+        service: str,
+        settings: ServiceSettings,
+        logger: logging.Logger,
+        opened: AsyncExitStack,
     ) -> None:
         self._opened = opened
         self.logger = logger
@@ -59,7 +79,20 @@ class Kit:
         self.recorder: FileRecorder | None = None
         if settings.record is not None:
             self.recorder = opened.enter_context(FileRecorder(settings.record))
-        self.network = self.keep(GrpcNetwork(ChannelSecurity.parse(settings.channels)))
+        self.tracing = self._open_tracing(service, settings)
+        security = ChannelSecurity.parse(settings.channels)
+        self.network = self.keep(GrpcNetwork(security, traced=self.tracing.is_on))
+
+    def _open_tracing(self, service: str, settings: ServiceSettings) -> Tracing:
+        endpoint = settings.otlp_endpoint
+        if endpoint is None:
+            return NO_TRACING
+        from banyan_runtime.otel_tracing import otlp_tracing  # 0.3 s, only for who wants traces
+
+        ratio = settings.trace_ratio
+        return self.keep(
+            otlp_tracing(endpoint, ratio, self.clock, service, settings.id, self.logger)
+        )
 
     def keep(self, adapter: A) -> A:
         self._opened.push_async_callback(adapter.close)
@@ -82,18 +115,20 @@ def run_main(
     `wire` raises SettingsError; `start` that, or OSError for what cannot be opened.
     """
     prefix = f"BANYAN_{service.upper()}_"
+    named = {f"{prefix}ID": f"{service}-{socket.gethostname()}", **env}
     try:
-        settings = read_settings(settings_type, prefix, env)
+        settings = read_settings(settings_type, prefix, named)
         wiring = wire(settings)
     except SettingsError as error:
         print(error, file=sys.stderr)
         return EXIT_NOT_STARTED
     logger = json_logger(service, settings.id)
+    log_everything_as_json(service, settings.id)
 
     async def assemble() -> Assembly:
         async with AsyncExitStack() as opened:
             try:
-                started = await start(settings, wiring, Kit(settings, logger, opened))
+                started = await start(settings, wiring, Kit(service, settings, logger, opened))
             except OSError as error:
                 raise _blame(error, settings, prefix) from None
             return Assembly(started, opened.pop_all())

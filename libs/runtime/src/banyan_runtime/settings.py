@@ -35,15 +35,22 @@ SHARED_KEYS = (
     "BANYAN_CHANNELS",
     "BANYAN_DIRECTORY",
     "BANYAN_INDEX_URL",
+    "BANYAN_KAFKA_CA_FILE",
+    "BANYAN_KAFKA_MECHANISM",
+    "BANYAN_KAFKA_PASSWORD",
+    "BANYAN_KAFKA_PASSWORD_FILE",
+    "BANYAN_KAFKA_SECURITY",
+    "BANYAN_KAFKA_USERNAME",
     "BANYAN_MESH_SECRET",
     "BANYAN_MESH_SECRET_FILE",
     "BANYAN_POLICIES",
+    "BANYAN_TOPICS",
 )
 """Every key of the mesh that belongs to no single service."""
 
 
 class SettingsError(Exception):
-    """One sentence: the key, its value, and what was expected."""
+    """One sentence: the key, its value, and what was expected. One for each that is missing."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -76,10 +83,18 @@ def is_address(text: str) -> bool:
     return host.endswith("]")
 
 
+def is_origin(text: str) -> bool:
+    """Whether it is http://HOST:PORT or https://HOST:PORT."""
+    scheme, _, address = text.partition("://")
+    return scheme in ("http", "https") and is_address(address.removesuffix("/"))
+
+
 Address = Annotated[str, Bound("HOST:PORT, port 0 to 65535", is_address)]
+WebOrigin = Annotated[str, Bound("http://HOST:PORT or https://HOST:PORT", is_origin)]
 Positive = Annotated[int, Bound("a whole number from 1", lambda value: value >= 1)]
 NotNegative = Annotated[int, Bound("a whole number from 0", lambda value: value >= 0)]
 Seconds = Annotated[float, Bound("0 or more seconds", lambda value: value >= 0)]
+Ratio = Annotated[float, Bound("a number from 0 to 1", lambda value: 0 <= value <= 1)]
 PositiveSeconds = Annotated[float, Bound("more than 0 seconds", lambda value: value > 0)]
 
 
@@ -97,6 +112,7 @@ def read_settings(cls: type[T], prefix: str, env: Mapping[str, str]) -> T:
     """An instance of the dataclass `cls` out of `env`. Raises SettingsError."""
     hints = get_type_hints(cls, include_extras=True)
     known: list[str] = []
+    missing: list[str] = []
     values: dict[str, Any] = {}
     for field in dataclasses.fields(cls):  # type: ignore[arg-type]  # T is a dataclass
         key = field.metadata.get(_KEY) or prefix + field.name.upper()
@@ -111,7 +127,9 @@ def read_settings(cls: type[T], prefix: str, env: Mapping[str, str]) -> T:
                 raise SettingsError(f"{source}={text}: expected text that is not empty.")
             values[field.name] = _convert(source, text, hints[field.name], hide)
         elif _is_required(field):
-            raise SettingsError(f"{key} is not set: expected {_expected(hints[field.name])}.")
+            missing.append(f"{key} is not set: expected {_expected(hints[field.name])}.")
+    if missing:
+        raise SettingsError("\n".join(missing))
     _refuse_unknown(prefix, known, env)
     return cls(**values)
 

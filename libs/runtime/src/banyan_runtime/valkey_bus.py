@@ -14,7 +14,7 @@ from typing import Any
 
 from redis.asyncio import Redis
 
-from banyan_runtime.bus import Record, Since
+from banyan_runtime.bus import Headers, Record, Since
 from banyan_runtime.redis_client import UNREACHABLE, call, connect
 
 _SOCKET_TIMEOUT_S = 3.0
@@ -22,6 +22,7 @@ _BLOCK_MS = 1000  # less than the socket's timeout
 _BATCH = 256
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 _CLOSE_TIMEOUT_S = 1.0
+_HEADER = "h:"  # how the names of the fields begin that carry headers
 
 
 class ValkeyBus:
@@ -42,15 +43,15 @@ class ValkeyBus:
         self._prefix = prefix
         self._max_buffered = max_buffered
         self._max_records = max_records
-        self._buffer: deque[tuple[str, str, bytes]] = deque()
+        self._buffer: deque[tuple[str, str, bytes, Headers]] = deque()
         self._sender: asyncio.Task[None] | None = None
         self._client = connect(url, _SOCKET_TIMEOUT_S)
         self._is_closed = False
 
-    def publish(self, topic: str, key: str, value: bytes) -> bool:
+    def publish(self, topic: str, key: str, value: bytes, headers: Headers = ()) -> bool:
         if self._is_closed or len(self._buffer) >= self._max_buffered:
             return False
-        self._buffer.append((topic, key, value))
+        self._buffer.append((topic, key, value, headers))
         if self._sender is None or self._sender.done():
             self._sender = asyncio.get_running_loop().create_task(self._send(), name="bus sender")
         return True
@@ -70,12 +71,12 @@ class ValkeyBus:
             for _ in batch:
                 self._buffer.popleft()
 
-    async def _append(self, batch: Sequence[tuple[str, str, bytes]]) -> None:
+    async def _append(self, batch: Sequence[tuple[str, str, bytes, Headers]]) -> None:
         async with self._client.pipeline(transaction=False) as pipeline:
-            for topic, key, value in batch:
+            for topic, key, value, headers in batch:
                 pipeline.xadd(
                     self._prefix + topic,
-                    {"k": key, "v": value},
+                    {"k": key, "v": value, **{_HEADER + name: word for name, word in headers}},
                     maxlen=self._max_records,
                     approximate=True,
                 )
@@ -115,7 +116,8 @@ class ValkeyBus:
         for name, entries in answer or ():
             topic = _text(name).removeprefix(self._prefix)
             for cursor, fields in entries:
-                records.append(Record(topic, _text(cursor), _text(fields[b"k"]), fields[b"v"]))
+                key, value = _text(fields[b"k"]), fields[b"v"]
+                records.append(Record(topic, _text(cursor), key, value, _headers(fields)))
         return records
 
     async def close(self) -> None:
@@ -129,6 +131,13 @@ class ValkeyBus:
 
 def _backoff_s(failures: int) -> float:
     return _BACKOFF_S[min(failures, len(_BACKOFF_S) - 1)]
+
+
+def _headers(fields: dict[bytes, bytes]) -> Headers:
+    if len(fields) == 2:
+        return ()
+    named = ((name.decode(), word) for name, word in fields.items())
+    return tuple((name[len(_HEADER) :], word) for name, word in named if name.startswith(_HEADER))
 
 
 def _text(value: Any) -> str:

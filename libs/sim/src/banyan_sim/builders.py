@@ -25,6 +25,7 @@ from banyan_kvstore.service import KvStoreOptions, KvStoreService
 from banyan_kvstore.tiers import Tiers
 from banyan_metrics.service import MetricsService
 from banyan_router.service import RouterService
+from banyan_runtime.clock import Clock
 from banyan_runtime.directories import StaticDirectory
 from banyan_runtime.directory import Directory
 from banyan_runtime.memory_bus import MemoryBus
@@ -32,6 +33,7 @@ from banyan_runtime.memory_index import MemoryKvIndex
 from banyan_runtime.memory_network import MemoryNetwork
 from banyan_runtime.offload import InlineOffload
 from banyan_runtime.pump import Recorder
+from banyan_runtime.tracing import NO_TRACING, Tracing
 from banyan_runtime.virtual_loop import VirtualClock
 from banyan_text.card import echo_card
 from banyan_text.tokenizer import ByteTokenizer
@@ -58,6 +60,7 @@ class Shared:
     max_open_requests: int = 1000
     scaling: ScalingConfig = field(default_factory=lambda: ScalingConfig({}))
     recorders: Mapping[str, Recorder] = field(default_factory=dict)  # by host id
+    tracing: Callable[[str, Clock], Tracing] | None = None  # of a host, on its clock
 
     @property
     def card(self) -> ModelCard:
@@ -80,6 +83,11 @@ class Site:
     @property
     def recorder(self) -> Recorder | None:
         return self.shared.recorders.get(self.host_id)
+
+    @property
+    def tracing(self) -> Tracing:
+        make = self.shared.tracing
+        return NO_TRACING if make is None else make(self.host_id, self.clock)
 
     @property
     def logger(self) -> logging.Logger:
@@ -107,6 +115,7 @@ def gateway(site: Site) -> Gateway:
         site.logger,
         GatewayOptions(MESH_SECRET, shared.max_open_requests, shared.journey),
         site.recorder,
+        site.tracing,
     )
 
 
@@ -115,6 +124,7 @@ def router(site: Site) -> RouterService:
         site.host_id,
         site.address,
         site.network,
+        site.bus,
         site.index,
         site.directory,
         site.clock,
@@ -123,6 +133,7 @@ def router(site: Site) -> RouterService:
         logger=site.logger,
         registry=CollectorRegistry(),
         recorder=site.recorder,
+        tracing=site.tracing,
     )
 
 
@@ -139,6 +150,7 @@ def kvstore(site: Site) -> KvStoreService:
         logger=site.logger,
         registry=CollectorRegistry(),
         recorder=site.recorder,
+        tracing=site.tracing,
     )
 
 
@@ -164,6 +176,7 @@ def metrics(site: Site) -> MetricsService:
         CollectorRegistry(),
         site.logger,
         site.recorder,
+        site.tracing,
     )
 
 
@@ -182,4 +195,5 @@ def worker(site: Site) -> WorkerService:
         shared.worker,
         logger=site.logger,
         recorder=site.recorder,
+        tracing=site.tracing,
     )

@@ -25,7 +25,7 @@ from banyan_text.model_folder import (
 
 _SAMPLE_BYTES = 1024 * 1024
 _HEADER_BYTES_MAX = 100 * 1024 * 1024  # the bound of the safetensors format itself
-_ECHO_CONTEXT_TOKENS = 32_768
+_ECHO_CONTEXT_TOKENS = 131_072
 
 
 def read_card(folder: Path, block_size: int, numerics: str, name: str | None = None) -> ModelCard:

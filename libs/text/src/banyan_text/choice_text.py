@@ -48,6 +48,7 @@ class ChoiceText:
     ) -> None:
         self._detokenizer = tokenizer.decode_stream()
         self._matcher = StopMatcher(stops, include)
+        self._has_stops = bool(stops)
         self._silent_ids = () if include else tuple(silent_ids)
         self._waiting: deque[_Waiting] = deque()
         self._num_final_chars = 0
@@ -60,12 +61,25 @@ class ChoiceText:
         Once `stopped`, the choice is over: the rest of these tokens, and later ones, are neither
         sent nor counted. `num_output_tokens` counts the token that completed the stop string.
         """
+        if not self._has_stops and not self._waiting and len(tokens) == 1:
+            return self._push_plain(tokens)
         text = ""
         for token in tokens:
             if self._matcher.matched is not None:
                 break
-            text += self._take(token)
+            text += self._take(token, self._detokenize(token))
         return self._piece(text)
+
+    def _push_plain(self, tokens: Sequence[OutputToken]) -> TextPiece:
+        """One token, the common case, without its books: nothing is held back."""
+        token = tokens[0]
+        text = self._detokenize(token)
+        if self._detokenizer.has_partial:
+            return self._piece(self._take(token, text))
+        self.num_output_tokens += 1
+        self._num_final_chars += len(text)
+        self._num_sent_chars += len(text)
+        return TextPiece(text, tuple(tokens), False)
 
     def finish(self) -> TextPiece:
         """The choice ended without a stop string: give all that was held back."""
@@ -79,13 +93,17 @@ class ChoiceText:
         self._waiting.clear()
         return piece._replace(tokens=piece.tokens + left)
 
-    def _take(self, token: OutputToken) -> str:
+    def _detokenize(self, token: OutputToken) -> str:
+        if token.token_id in self._silent_ids:
+            return ""
+        return self._detokenizer.push(token.token_id)
+
+    def _take(self, token: OutputToken, text: str) -> str:
         self.num_output_tokens += 1
-        silent = token.token_id in self._silent_ids
-        text = "" if silent else self._detokenizer.push(token.token_id)
         start = self._num_final_chars
         self._num_final_chars += len(text)
         # A character whose first bytes are here counts as this token's, though it is not final.
+        silent = token.token_id in self._silent_ids
         partial = not silent and self._detokenizer.has_partial
         self._waiting.append(_Waiting(token, start, self._num_final_chars + partial))
         return self._matcher.push(text)

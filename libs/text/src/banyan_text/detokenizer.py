@@ -23,18 +23,24 @@ class Detokenizer:
         self._token_bytes = token_bytes
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
         self._num_spaces_to_drop = num_leading_spaces
-
-    @property
-    def has_partial(self) -> bool:
+        self.has_partial = False
         """Whether the last token ended in the middle of a character."""
-        return bool(self._decoder.getstate()[0])
 
     def push(self, token_id: int) -> str:
         """The text that became final with this token; often empty within a character."""
-        return self._drop_spaces(self._decoder.decode(self._token_bytes(token_id)))
+        data = self._token_bytes(token_id)
+        if not self.has_partial:
+            try:  # whole characters, as nearly always, need no decoder that remembers
+                return self._drop_spaces(data.decode())
+            except UnicodeDecodeError:
+                pass
+        text = self._decoder.decode(data)
+        self.has_partial = bool(self._decoder.getstate()[0])
+        return self._drop_spaces(text)
 
     def finish(self) -> str:
         """The end: bytes that never became a character come out as U+FFFD."""
+        self.has_partial = False
         return self._drop_spaces(self._decoder.decode(b"", final=True))
 
     def _drop_spaces(self, text: str) -> str:

@@ -80,7 +80,9 @@ class HfTokenizer:
         return max(map(len, self._bytes))
 
     def encode(self, text: str, add_special: bool) -> list[int]:
-        return self._library.encode(text, add_special_tokens=add_special).ids
+        # Of the library's ways to encode, this one lets go of the interpreter's lock, so that a
+        # long prompt in a thread does not hold up the event loop.
+        return self._library.encode_batch_fast([text], add_special_tokens=add_special)[0].ids
 
     def decode(self, token_ids: Sequence[int]) -> str:
         return decode_all(self.decode_stream(), token_ids)

@@ -18,7 +18,7 @@ from banyan_core.types import BlockHash
 from banyan_runtime.rpc import Code, RpcError
 from banyan_worker.changes import Changes
 from banyan_worker.options import WorkerOptions
-from banyan_worker.pages import MessageBuilder, PageReader, parse_hashes
+from banyan_worker.pages import MessageBuilder, Pages, parse_hashes
 from banyan_worker.step_loop import StepLoop
 
 
@@ -50,7 +50,7 @@ class Exporter:
 
     def __init__(
         self,
-        pages: PageReader,
+        pages: Pages,
         block_size: int,
         options: WorkerOptions,
         renew: Callable[[str], None],
@@ -65,6 +65,7 @@ class Exporter:
         self._num_pulls = 0
         self._num_running = 0
         self.num_pages_sent = 0
+        self.transfer_bytes = 0
 
     # ------------------------------------------------------------ what happens to leases
 
@@ -131,6 +132,7 @@ class Exporter:
             )
             async for message in source:
                 self.num_pages_sent += len(message.pages)
+                self.transfer_bytes += sum(len(page.data) for page in message.pages)
                 yield message
         finally:
             self._num_running -= 1
@@ -139,18 +141,21 @@ class Exporter:
         self, lease_id: str, wanted: list[_Wanted], steps: StepLoop
     ) -> AsyncGenerator[kv_pb2.KvPages, None]:
         lease = await self._find(lease_id)
+        loop = asyncio.get_running_loop()
+        silent_at = loop.time() + self._options.heartbeat_s
         while True:
             if lease.gone:
                 raise RpcError(Code.NOT_FOUND, f"lease {lease_id} has ended")
             message = self._gather(wanted, steps)
             if message.pages:
                 self._renew(lease_id)
-                yield message
             elif lease.output_token_ids is not None:
                 yield kv_pb2.KvPages(output_token_ids=lease.output_token_ids)
                 return
-            elif not await self._changes.wait(self._options.heartbeat_s):
-                yield message  # empty: it goes on
+            elif await self._changes.wait(max(0.0, silent_at - loop.time())):
+                continue  # layers of others' steps wake it, too: its own last word counts
+            yield message  # an empty one says: it goes on
+            silent_at = loop.time() + self._options.heartbeat_s
 
     async def _find(self, lease_id: str) -> _Lease:
         """The lease; a pull may arrive a little before its prefill."""

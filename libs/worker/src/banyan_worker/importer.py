@@ -22,7 +22,7 @@ from banyan_runtime import wire
 from banyan_runtime.clock import Clock
 from banyan_runtime.rpc import Network, RpcError
 from banyan_worker.options import WorkerOptions
-from banyan_worker.pages import close_stream
+from banyan_worker.pages import Pages, close_stream
 from banyan_worker.step_loop import StepLoop
 from banyan_worker.store_client import StoreClient
 
@@ -33,8 +33,10 @@ class ImporterTotals:
 
     num_pulls: int = 0
     num_failed_pulls: int = 0
+    num_wanted_blocks: int = 0
     num_fetched_blocks: int = 0
     num_rejected_pages: int = 0
+    transfer_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +71,7 @@ class Importer:
         self,
         ref: WorkerRef,
         runner: Runner,
+        pages: Pages,
         network: Network,
         clock: Clock,
         store: StoreClient,
@@ -77,6 +80,7 @@ class Importer:
     ) -> None:
         self._ref = ref
         self._runner = runner
+        self._pages = pages
         self._network = network
         self._clock = clock
         self._store = store
@@ -97,6 +101,7 @@ class Importer:
                 await self._pull(todo, source, spec, steps)
             usable = hashes if todo.new_token_ids else hashes[: (len(tokens) - 1) // self._size]
             missing = self._missing(todo, usable, steps)
+            self.totals.num_wanted_blocks += len(todo.whole) + len(missing)
             if missing and not todo.refused:
                 await self._fetch_stored(todo, missing, steps)
         except BaseException:
@@ -144,9 +149,13 @@ class Importer:
                     await self._take(todo, message, steps)
         except (RpcError, TimeoutError, StopAsyncIteration) as error:
             self.totals.num_failed_pulls += 1
-            extra = {"sequence_id": spec.sequence_id, "source": source.worker.worker_id}
-            why = {"why": str(error) or type(error).__name__}
-            self._logger.warning("pull broke, falling back", extra=extra | why)
+            extra = {
+                "request_id": spec.request_id,
+                "sequence_id": spec.sequence_id,
+                "source": source.worker.worker_id,
+                "why": str(error) or type(error).__name__,
+            }
+            self._logger.warning("pull broke, falling back", extra=extra)
         finally:
             await close_stream(stream)
         known = len(spec.output_token_ids)
@@ -175,6 +184,7 @@ class Importer:
         if todo.block_ids is None:
             return
         for page in message.pages:
+            self.totals.transfer_bytes += len(page.data)
             block_id = todo.block_ids.get(page.block_hash)
             if block_id is not None and page.block_hash not in todo.whole:
                 self._write(todo, page, block_id)
@@ -187,7 +197,7 @@ class Importer:
             todo.layers.pop(page.block_hash, None)
             return
         try:
-            self._runner.import_page(block_id, page.layer, page.data)
+            self._pages.write(page, block_id)
         except ValueError:
             todo.num_rejected += 1
             return

@@ -16,12 +16,11 @@ from banyan_core.policies import ONBOARD, OnboardPolicy
 from banyan_core.policies.onboard import Cheapest
 from banyan_core.scheduler import EngineLimits
 from banyan_core.types import NS_PER_S, Role, WorkerRef
+from banyan_runtime.buses import BusSettings, open_bus
 from banyan_runtime.directories import DirectorySetting
 from banyan_runtime.policy_file import read_policy_file
-from banyan_runtime.redis_client import RedisUrl
-from banyan_runtime.service_main import Kit, ServiceSettings, run_main
+from banyan_runtime.service_main import Kit, run_main
 from banyan_runtime.settings import Address, Positive, Seconds, SettingsError, shared
-from banyan_runtime.valkey_bus import ValkeyBus
 from banyan_worker.options import WorkerOptions
 from banyan_worker.runners import Loaded, RunnerKind, load_runner
 from banyan_worker.service import WorkerService
@@ -36,14 +35,13 @@ class Numerics(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(ServiceSettings):
+class Settings(BusSettings):
     """`advertise` is the address that others call; unset it is `address`, with this machine's
     name where that is every interface. The KV pool is `num_blocks` if set, else what fits into
     `kv_bytes`. `grace_s` is how long running sequences may go on after SIGTERM.
     """
 
     metrics_address: Address
-    bus_url: RedisUrl = shared("BANYAN_BUS_URL")
     directory: DirectorySetting = shared("BANYAN_DIRECTORY")
     advertise: Address | None = None
     policies: Path | None = shared("BANYAN_POLICIES", default=None)
@@ -57,7 +55,7 @@ class Settings(ServiceSettings):
     num_threads: Positive | None = None
     max_step_tokens: Positive = 512
     max_running: Positive = 64
-    max_waiting: Positive = 256
+    max_waiting: Positive = 8
     offload: bool = True
     stream_grace_s: Seconds = 5.0
     grace_s: Seconds = 10.0
@@ -137,7 +135,7 @@ async def start(role: Role, settings: Settings, wiring: Wiring, kit: Kit) -> Wor
         wiring.loaded.card,
         wiring.loaded.runner,
         kit.network,
-        kit.keep(ValkeyBus(settings.bus_url)),
+        kit.keep(open_bus(settings, kit.logger)),
         settings.directory,
         kit.clock,
         ThreadExecutor(),
@@ -145,6 +143,7 @@ async def start(role: Role, settings: Settings, wiring: Wiring, kit: Kit) -> Wor
         logger=kit.logger,
         registry=kit.registry,
         recorder=kit.recorder,
+        tracing=kit.tracing,
         on_drained=lambda: signal.raise_signal(signal.SIGTERM),
     )
     await service.start()

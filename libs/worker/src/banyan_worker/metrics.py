@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -22,11 +23,15 @@ COUNTERS = {
     "vllm:prefix_cache_queries": "Tokens looked up in the prefix cache.",
     "vllm:prefix_cache_hits": "Tokens found in the prefix cache.",
     "vllm:num_preemptions": "Sequences that gave their blocks up and computed them again.",
+    "vllm:external_prefix_cache_queries": "Tokens looked for at other workers and stores.",
+    "vllm:external_prefix_cache_hits": "Tokens whose KV came from other workers and stores.",
     "banyan_worker_steps": "Engine steps.",
     "banyan_worker_refused": "Sequences refused.",
     "banyan_worker_pulls": "Pulls from leased workers.",
     "banyan_worker_failed_pulls": "Pulls that broke; another source was used.",
     "banyan_worker_fetched_blocks": "Blocks fetched from workers and stores.",
+    "banyan_worker_fetched_bytes": "Bytes of KV fetched from workers and stores.",
+    "banyan_worker_exported_bytes": "Bytes of KV sent to others.",
     "banyan_worker_rejected_pages": "Pages whose digest did not match.",
     "banyan_worker_exported_pages": "Pages sent to others.",
     "banyan_worker_expired_leases": "Leases that nobody released.",
@@ -36,11 +41,26 @@ COUNTERS = {
 }
 
 
-class WorkerCollector(Collector):
-    """`figures` gives a value for every name above."""
+@dataclass(frozen=True, slots=True)
+class CacheConfig:
+    """Size of the KV cache: blocks, and tokens in each."""
 
-    def __init__(self, model: str, figures: Callable[[], Mapping[str, float]]) -> None:
-        self._model = model
+    block_size: int
+    num_blocks: int
+
+
+class WorkerCollector(Collector):
+    """`figures` gives a value for every name above. The label `engine` is the worker's id."""
+
+    def __init__(
+        self,
+        model: str,
+        engine: str,
+        cache: CacheConfig,
+        figures: Callable[[], Mapping[str, float]],
+    ) -> None:
+        self._labels = {"model_name": model, "engine": engine}
+        self._cache = cache
         self._figures = figures
 
     def describe(self) -> Iterator[Metric]:
@@ -48,11 +68,21 @@ class WorkerCollector(Collector):
 
     def collect(self) -> Iterator[Metric]:
         values = self._figures()
+        names, labels = list(self._labels), list(self._labels.values())
         for name, text in GAUGES.items():
-            gauge = GaugeMetricFamily(name, text, labels=["model_name"])
-            gauge.add_metric([self._model], values[name])
+            gauge = GaugeMetricFamily(name, text, labels=names)
+            gauge.add_metric(labels, values[name])
             yield gauge
         for name, text in COUNTERS.items():
-            counter = CounterMetricFamily(name, text, labels=["model_name"])
-            counter.add_metric([self._model], values[name])
+            counter = CounterMetricFamily(name, text, labels=names)
+            counter.add_metric(labels, values[name])
             yield counter
+        config = {
+            "block_size": str(self._cache.block_size),
+            "num_gpu_blocks": str(self._cache.num_blocks),
+        }
+        info = GaugeMetricFamily(
+            "vllm:cache_config_info", "Its value is 1.", labels=[*names, *config]
+        )
+        info.add_metric([*labels, *config.values()], 1)
+        yield info

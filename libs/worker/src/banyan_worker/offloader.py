@@ -15,7 +15,7 @@ from banyan_core.engine_messages import Release
 from banyan_core.types import BlockHash
 from banyan_worker.changes import Changes
 from banyan_worker.options import WorkerOptions
-from banyan_worker.pages import MessageBuilder, PageReader
+from banyan_worker.pages import MessageBuilder, Pages
 from banyan_worker.step_loop import StepLoop
 from banyan_worker.store_client import StoreClient
 
@@ -25,7 +25,7 @@ _IDLE_S = 5.0
 
 
 class Offloader:
-    def __init__(self, store: StoreClient, pages: PageReader, options: WorkerOptions) -> None:
+    def __init__(self, store: StoreClient, pages: Pages, options: WorkerOptions) -> None:
         self._store = store
         self._pages = pages
         self._options = options

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from banyan.v1 import kv_pb2
 from banyan_core.hashing import page_digest, unpack
-from banyan_core.runner import Runner
+from banyan_core.runner import Runner, StepPlan
 from banyan_core.types import BlockHash
 from banyan_runtime.rpc import Code, RpcError
 
@@ -16,16 +16,19 @@ MESSAGE_BYTES = 1 << 20
 T = TypeVar("T")
 
 
-class PageReader:
-    """Reads pages of blocks and remembers their digests for as long as the blocks are here.
+class Pages:
+    """Reads and writes pages of blocks; remembers their digests while the blocks are here.
 
     A block whose memory changed after it filled no longer matches its digest, and whoever
-    imports it will notice.
+    imports it will notice. No page is digested twice: what was checked when it came, or sent
+    before its block was full, is known already when the block fills.
     """
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
         self._digests: dict[BlockHash, tuple[bytes, ...]] = {}
+        self._early: dict[int, dict[tuple[BlockHash, int], bytes]] = {}
+        """Of pages of blocks that are not full yet, by block id; then by content and layer."""
 
     @property
     def num_layers(self) -> int:
@@ -35,10 +38,20 @@ class PageReader:
     def block_bytes(self) -> int:
         return self._runner.layout.token_bytes * self._runner.block_size
 
+    def step_started(self, plan: StepPlan) -> None:
+        """What was known of the blocks that this step writes to no longer holds."""
+        size = self._runner.block_size
+        for item in plan.items:
+            end = item.start + len(item.token_ids)
+            for block_id in item.block_table[item.start // size : -(-end // size)]:
+                self._early.pop(block_id, None)
+
     def blocks_filled(self, hashes: Sequence[BlockHash], block_ids: Sequence[int]) -> None:
         for block_hash, block_id in zip(hashes, block_ids, strict=True):
+            early = self._early.pop(block_id, {})
             self._digests[block_hash] = tuple(
-                page_digest(self._runner.export_page(block_id, layer))
+                early.get((block_hash, layer))
+                or page_digest(self._runner.export_page(block_id, layer))
                 for layer in range(self.num_layers)
             )
 
@@ -50,13 +63,23 @@ class PageReader:
         """A page; its digest is the one of when the block filled, or now if it just does."""
         data = self._runner.export_page(block_id, layer)
         digests = self._digests.get(block_hash)
+        if digests is None:
+            digest = page_digest(data)
+            self._early.setdefault(block_id, {})[block_hash, layer] = digest
+        else:
+            digest = digests[layer]
         return kv_pb2.KvPage(
             block_hash=block_hash,
             layer=layer,
             num_layers=self.num_layers,
-            digest=digests[layer] if digests is not None else page_digest(data),
+            digest=digest,
             data=data,
         )
+
+    def write(self, page: kv_pb2.KvPage, block_id: int) -> None:
+        """A page that matches its digest. Raises ValueError when its length is not the layout's."""
+        self._runner.import_page(block_id, page.layer, page.data)
+        self._early.setdefault(block_id, {})[page.block_hash, page.layer] = page.digest
 
 
 class MessageBuilder:

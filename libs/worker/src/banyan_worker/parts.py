@@ -11,7 +11,7 @@ from banyan_worker.lease_keeper import LeaseKeeper
 from banyan_worker.load_board import LoadBoard
 from banyan_worker.offloader import Offloader
 from banyan_worker.options import WorkerOptions
-from banyan_worker.pages import PageReader
+from banyan_worker.pages import Pages
 from banyan_worker.step_loop import StepLoop
 from banyan_worker.token_streams import TokenStreams
 from banyan_worker.worker_events import WorkerEvents
@@ -23,7 +23,7 @@ class Parts:
     num_blocks: int
     options: WorkerOptions
     steps: StepLoop
-    pages: PageReader
+    pages: Pages
     exporter: Exporter
     importer: Importer
     offloader: Offloader

@@ -17,7 +17,7 @@ from banyan_runtime.settings import SettingsError
 from banyan_text.card import echo_card, read_card
 from banyan_text.model_folder import ModelFolderError
 
-ECHO_BLOCKS = 4096
+ECHO_BLOCKS = 16_384
 """The echo runner's pool: its blocks are so small that a share of memory would say nothing."""
 
 

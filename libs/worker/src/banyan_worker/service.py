@@ -23,15 +23,17 @@ from banyan_runtime.directory import Directory
 from banyan_runtime.lifespan import Tasks
 from banyan_runtime.pump import Recorder
 from banyan_runtime.rpc import Network, Server
+from banyan_runtime.tracing import NO_TRACING, Tracing
 from banyan_worker.exporter import Exporter
 from banyan_worker.importer import Importer
 from banyan_worker.lease_keeper import LeaseKeeper
 from banyan_worker.load_board import LoadBoard
-from banyan_worker.metrics import WorkerCollector
+from banyan_worker.metrics import CacheConfig, WorkerCollector
 from banyan_worker.offloader import Offloader
 from banyan_worker.options import WorkerOptions
-from banyan_worker.pages import PageReader
+from banyan_worker.pages import Pages
 from banyan_worker.parts import Parts
+from banyan_worker.sequence_traces import SequenceTraces
 from banyan_worker.servicer import WorkerServicer
 from banyan_worker.step_loop import StepExecutor, StepLoop
 from banyan_worker.store_client import StoreClient
@@ -65,6 +67,7 @@ class WorkerService:
         registry: CollectorRegistry | None = None,
         recorder: Recorder | None = None,
         on_drained: Callable[[], None] | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         if runner.block_size != card.block_size or runner.layout != card.kv_layout:
             raise ValueError("the runner's blocks are not those of the model card")
@@ -82,11 +85,13 @@ class WorkerService:
         self._drain_until_ns = 0
         self._stopping = False
         self._on_drained = on_drained
-        self.work = Work(clock, self._tasks, logger)
+        self._tracing = tracing
+        traces = SequenceTraces(tracing, ref.worker_id)
+        self.work = Work(clock, self._tasks, logger, traces)
         engine = EngineLoop(card, runner.num_blocks, options.limits)
         steps = StepLoop(engine, runner, executor, clock, self._tasks, self.work, logger, recorder)
         store = StoreClient(network, directory, clock, card, options, logger)
-        pages = PageReader(runner)
+        pages = Pages(runner)
         leases = LeaseKeeper(clock, options.longest_lease_ns, self.work.lease_ended)
         producer = EventProducer(bus, clock, ref.worker_id, ref.epoch)
         self.work.parts = Parts(
@@ -96,7 +101,7 @@ class WorkerService:
             steps=steps,
             pages=pages,
             exporter=Exporter(pages, card.block_size, options, leases.renew),
-            importer=Importer(ref, runner, network, clock, store, options, logger),
+            importer=Importer(ref, runner, pages, network, clock, store, options, logger),
             offloader=Offloader(store, pages, options),
             leases=leases,
             streams=TokenStreams(ref.epoch, clock, options, self.work.cancel),
@@ -106,7 +111,8 @@ class WorkerService:
             ),
         )
         if registry is not None:
-            registry.register(WorkerCollector(card.name, self.figures))
+            cache = CacheConfig(card.block_size, runner.num_blocks)
+            registry.register(WorkerCollector(card.name, ref.worker_id, cache, self.figures))
 
     @property
     def engine(self) -> EngineLoop:
@@ -116,7 +122,7 @@ class WorkerService:
     async def start(self) -> None:
         """Returns when it can be called. Raises OSError when the address is taken."""
         parts = self.work.parts
-        servicer = WorkerServicer(self.ref.epoch, self.work, self._start_drain)
+        servicer = WorkerServicer(self.ref.epoch, self.work, self._start_drain, self._tracing)
         address = self._options.bind_address or self.ref.address
         self._server = await self._network.serve(address, servicer.handlers())
         parts.steps.start()
@@ -207,11 +213,15 @@ class WorkerService:
             "vllm:prefix_cache_queries": engine.totals.num_queried_tokens,
             "vllm:prefix_cache_hits": engine.totals.num_hit_tokens,
             "vllm:num_preemptions": engine.totals.num_preemptions,
+            "vllm:external_prefix_cache_queries": fetched.num_wanted_blocks * self._card.block_size,
+            "vllm:external_prefix_cache_hits": fetched.num_fetched_blocks * self._card.block_size,
             "banyan_worker_steps": totals.num_steps,
             "banyan_worker_refused": totals.num_refused,
             "banyan_worker_pulls": fetched.num_pulls,
             "banyan_worker_failed_pulls": fetched.num_failed_pulls,
             "banyan_worker_fetched_blocks": fetched.num_fetched_blocks,
+            "banyan_worker_fetched_bytes": fetched.transfer_bytes,
+            "banyan_worker_exported_bytes": parts.exporter.transfer_bytes,
             "banyan_worker_rejected_pages": fetched.num_rejected_pages,
             "banyan_worker_exported_pages": parts.exporter.num_pages_sent,
             "banyan_worker_expired_leases": parts.leases.num_expired,

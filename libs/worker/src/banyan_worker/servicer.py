@@ -6,14 +6,23 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 
 from banyan.v1 import kv_pb2, worker_pb2
 from banyan_runtime import codec, wire
+from banyan_runtime.page_traces import traced_pages
 from banyan_runtime.rpc import Code, Handler, RpcError, serve_bidi, serve_stream, serve_unary
+from banyan_runtime.tracing import NO_TRACING, Tracing
 from banyan_worker.work import Work
 
 
 class WorkerServicer:
     """`drain` starts a drain with a grace in ns."""
 
-    def __init__(self, epoch: int, work: Work, drain: Callable[[int], None]) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        work: Work,
+        drain: Callable[[int], None],
+        tracing: Tracing = NO_TRACING,
+    ) -> None:
+        self._tracing = tracing
         self._epoch = epoch
         self._work = work
         self._drain = drain
@@ -56,7 +65,9 @@ class WorkerServicer:
         return self._work.parts.streams.stream(requests)
 
     def pull(self, request: worker_pb2.PullRequest) -> AsyncGenerator[kv_pb2.KvPages, None]:
-        return self._work.parts.exporter.pull(request, self._work.parts.steps)
+        pages = self._work.parts.exporter.pull(request, self._work.parts.steps)
+        asked = {"banyan.lease.id": request.lease_id}
+        return traced_pages(self._tracing, "kv export", asked, pages)
 
     async def release(self, request: worker_pb2.ReleaseRequest) -> worker_pb2.ReleaseResponse:
         num_released = self._work.release(list(request.lease_ids))

@@ -37,8 +37,10 @@ from banyan_core.types import (
 )
 from banyan_runtime.clock import Clock
 from banyan_runtime.lifespan import Tasks
+from banyan_runtime.trace_context import in_trace
 from banyan_worker.importer import Onboarded
 from banyan_worker.parts import Parts
+from banyan_worker.sequence_traces import SequenceTraces
 
 
 @dataclass(slots=True)
@@ -54,13 +56,17 @@ class WorkTotals:
 @dataclass(frozen=True, slots=True)
 class _Fetching:
     spec: SequenceSpec
+    num_tokens: int  # to compute here: none of a prompt that is prefilled elsewhere
     task: asyncio.Task[None]
 
 
 class Work:
     """A `StepListener`. `parts` are complete before the first call."""
 
-    def __init__(self, clock: Clock, tasks: Tasks, logger: logging.Logger) -> None:
+    def __init__(
+        self, clock: Clock, tasks: Tasks, logger: logging.Logger, traces: SequenceTraces
+    ) -> None:
+        self._traces = traces
         self._clock = clock
         self._tasks = tasks
         self._logger = logger
@@ -81,7 +87,7 @@ class Work:
     def load(self) -> WorkerLoad:
         """The engine's load, and what waits for its KV."""
         load = self.parts.steps.engine.load(self._clock.now_ns())
-        tokens = sum(len(entry.spec.prompt_token_ids) for entry in self._fetching.values())
+        tokens = sum(entry.num_tokens for entry in self._fetching.values())
         return replace(
             load,
             num_waiting=load.num_waiting + len(self._fetching),
@@ -101,22 +107,24 @@ class Work:
             hashes = block_hashes(tokens, self.parts.card.block_size, spec.salt)
             self.parts.leases.ask(spec.sequence_id, lease_ns)
             self.parts.exporter.expect(spec.sequence_id, hashes)
-            self._onboard(spec, None, hold=True)
+            with in_trace(self._traces.admitted(spec, "prefill")):
+                self._onboard(spec, None, hold=True)
         return refusal
 
     def admit_decode(self, spec: SequenceSpec, source: LeasedKv | None) -> Refusal | None:
         """Run to the end, with the KV of `source` if it can be had. None is a yes."""
         if spec.sequence_id in self.parts.streams.outbox:
             return None
-        refusal = self._admit(spec)
+        refusal = self._admit(spec, prefilled_elsewhere=source is not None)
         if refusal is None:
-            self._onboard(spec, source, hold=False)
+            with in_trace(self._traces.admitted(spec, "decode")):
+                self._onboard(spec, source, hold=False)
         return refusal
 
-    def _admit(self, spec: SequenceSpec) -> Refusal | None:
+    def _admit(self, spec: SequenceSpec, *, prefilled_elsewhere: bool = False) -> Refusal | None:
         parts = self.parts
         view = AdmissionView(parts.card, parts.num_blocks, parts.options.limits, self.load())
-        refusal = refuse(spec, view)
+        refusal = refuse(spec, view, prefilled_elsewhere=prefilled_elsewhere)
         if refusal is not None:
             self.totals.num_refused += 1
             return refusal
@@ -126,7 +134,8 @@ class Work:
 
     def _onboard(self, spec: SequenceSpec, source: LeasedKv | None, hold: bool) -> None:
         task = self._tasks.spawn_brief("onboard", self._fetch_and_submit(spec, source, hold))
-        self._fetching[spec.sequence_id] = _Fetching(spec, task)
+        num_tokens = len(spec.prompt_token_ids) if source is None else 0
+        self._fetching[spec.sequence_id] = _Fetching(spec, num_tokens, task)
 
     async def _fetch_and_submit(
         self, spec: SequenceSpec, source: LeasedKv | None, hold: bool
@@ -148,9 +157,11 @@ class Work:
 
     async def _fetch(self, spec: SequenceSpec, source: LeasedKv | None) -> Onboarded:
         try:
-            return await self.parts.importer.onboard(spec, source, self.parts.steps)
+            onboarding = self.parts.importer.onboard(spec, source, self.parts.steps)
+            return await self._traces.fetched(source, onboarding)
         except Exception:  # the guard around what came over the wire: the sequence must go on
-            self._logger.exception("onboarding failed", extra={"sequence_id": spec.sequence_id})
+            which = {"request_id": spec.request_id, "sequence_id": spec.sequence_id}
+            self._logger.exception("onboarding failed", extra=which)
             return Onboarded("")
 
     def _submit(self, spec: SequenceSpec, onboarded: Onboarded, hold: bool) -> None:
@@ -205,6 +216,7 @@ class Work:
 
     def _ended(self, report: SequenceReport) -> None:
         """The end of a sequence that the engine does not hold blocks for."""
+        self._traces.ended(report)
         self.parts.streams.add(0, [report])
         self._drop_lease(report.sequence_id)
 
@@ -215,6 +227,7 @@ class Work:
     # ------------------------------------------------------------ what steps bring
 
     def step_started(self, plan: StepPlan) -> None:
+        self.parts.pages.step_started(plan)
         self.parts.exporter.step_started(plan)
         self.totals.num_steps += 1
         for item in plan.items:
@@ -255,6 +268,8 @@ class Work:
         self.parts.streams.add(command.step, command.sequences)
         for report in command.sequences:
             self.totals.num_output_tokens += len(report.tokens)
-            if report.finish is not None and not self.parts.exporter.is_held(report.sequence_id):
-                self._drop_lease(report.sequence_id)
+            if report.finish is not None:
+                self._traces.ended(report)
+                if not self.parts.exporter.is_held(report.sequence_id):
+                    self._drop_lease(report.sequence_id)
         self.parts.board.changed()

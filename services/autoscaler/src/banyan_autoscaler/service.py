@@ -36,7 +36,7 @@ from banyan_runtime.event_codec import event_from_pb, payload_to_pb
 from banyan_runtime.lifespan import Tasks
 from banyan_runtime.pump import Pump, Recorder
 
-ACTUATOR_TIMEOUT_S = 10.0
+ACTUATOR_TIMEOUT_S = 25.0
 _RECORDS_PER_TURN = 256
 
 
@@ -139,6 +139,9 @@ def _log_fields(decided: ScaleDecided) -> dict[str, object]:
         "num_replicas_now": decided.num_replicas_now,
         "num_replicas_wanted": decided.num_replicas_wanted,
         "policy": decided.policy,
+        "figure": decided.figure,
+        "target": decided.target,
+        "limited_by": decided.limited_by,
         "reason": decided.reason,
         "actuator": decided.actuator,
         "applied": decided.applied,

@@ -7,8 +7,7 @@ worker's stream is never held up by a client: one that does not read is cut off 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import Callable
 
 from banyan_core.types import OutputToken
 from banyan_gateway.ports import Delta, RequestFailed, Usage
@@ -25,8 +24,10 @@ class Answer:
         self._on_stop = on_stop
         self._closed_choices = [False] * len(texts)
         self._stopped = [False] * len(texts)
-        self._items: deque[Delta | Usage | RequestFailed] = deque()
-        self._news = asyncio.Event()
+        self._items: list[Delta | Usage] = []
+        self._failure: RequestFailed | None = None
+        self._new_future = asyncio.get_running_loop().create_future
+        self._reader: asyncio.Future[None] | None = None
         self._num_unread = 0
         self.ended = False
 
@@ -43,10 +44,10 @@ class Answer:
     def push(self, choice: int, tokens: tuple[OutputToken, ...]) -> None:
         if self._stopped[choice]:
             return
-        piece = self._texts[choice].push(tokens)
-        if piece.text or piece.tokens:
-            self._put(Delta(choice, piece.text, piece.tokens))
-        if piece.stopped:
+        text, released, stopped = self._texts[choice].push(tokens)
+        if text or released:
+            self._put(Delta(choice, text, released))
+        if stopped:
             self._stopped[choice] = True
             self._on_stop(choice, self._texts[choice].num_output_tokens)
 
@@ -61,23 +62,31 @@ class Answer:
 
     def end(self, last: Usage | RequestFailed) -> None:
         self.ended = True
-        self._put(last)
+        if isinstance(last, Usage):
+            self._items.append(last)
+        else:
+            self._failure = last
+        self._wake_reader()
 
-    def _put(self, item: Delta | Usage | RequestFailed) -> None:
-        self._items.append(item)
-        self._num_unread += len(item.tokens) if isinstance(item, Delta) else 0
-        self._news.set()
+    def _put(self, delta: Delta) -> None:
+        self._items.append(delta)
+        self._num_unread += len(delta.tokens)
+        self._wake_reader()
 
-    async def items(self) -> AsyncGenerator[Delta | Usage, None]:
-        """Deltas as they come, then the usage. Raises the failure that ended it instead."""
-        while True:
-            while self._items:
-                item = self._items.popleft()
-                if isinstance(item, RequestFailed):
-                    raise item
-                self._num_unread -= len(item.tokens) if isinstance(item, Delta) else 0
-                yield item
-                if isinstance(item, Usage):
-                    return
-            self._news.clear()
-            await self._news.wait()
+    def _wake_reader(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+    async def take(self) -> list[Delta | Usage]:
+        """All that is there, waiting for something; the usage is the last of all.
+
+        Raises the failure that ended the answer, once what came before it is taken.
+        """
+        while not self._items:
+            if self._failure is not None:
+                raise self._failure
+            self._reader = self._new_future()
+            await self._reader
+        items, self._items = self._items, []
+        self._num_unread = 0
+        return items

@@ -21,15 +21,16 @@ from starlette.exceptions import HTTPException
 from banyan_core.types import NS_PER_S, ModelCard
 from banyan_gateway.answer_names import AnswerNames
 from banyan_gateway.auth import KeyRing, Tenant
-from banyan_gateway.body import read_json_body
+from banyan_gateway.body import BodyReader
 from banyan_gateway.edge import Edge
-from banyan_gateway.errors import ApiError
+from banyan_gateway.errors import ApiError, failed
 from banyan_gateway.openai_format import (
     AnswerHead,
     ChatFormatter,
     CompletionFormatter,
     Formatter,
 )
+from banyan_gateway.openapi import OPERATIONS, page
 from banyan_gateway.ports import GatewayPort
 from banyan_gateway.prepare import Arrival, Prepared, Preparer
 from banyan_gateway.reply import Reply, ReplyOptions
@@ -50,6 +51,7 @@ class ApiOptions:
     version: str
     reply: ReplyOptions = field(default_factory=ReplyOptions)
     body_bytes_max: int = 8 * 1024 * 1024
+    all_bodies_bytes_max: int = 64 * 1024 * 1024
     body_timeout_s: float = 60.0
     default_deadline_ns: int | None = None
 
@@ -78,7 +80,7 @@ def build_app(
     app = FastAPI(
         title="Banyan", version=options.version, docs_url=None, redoc_url=None, openapi_url=None
     )
-    Api(gateway, tokenizer, card, tools, options).add_routes(app)
+    Api(gateway, tokenizer, card, tools, options, not keys.is_open).add_routes(app)
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)
     app.add_middleware(
@@ -120,6 +122,7 @@ class Api:
         card: ModelCard,
         tools: ApiTools,
         options: ApiOptions,
+        needs_key: bool,
     ) -> None:
         self._gateway = gateway
         self._tokenizer = tokenizer
@@ -127,22 +130,17 @@ class Api:
         self._tools = tools
         self._options = options
         self._preparer = Preparer(tokenizer, card)
+        self._bodies = BodyReader(
+            options.body_bytes_max, options.all_bodies_bytes_max, options.body_timeout_s
+        )
         self._names = AnswerNames()
+        self._page = page(card, tokenizer.vocab_size, options.version, needs_key)
         self._started_unix_s = tools.clock.unix_ns() // NS_PER_S
 
     def add_routes(self, app: FastAPI) -> None:
-        post, get = ["POST"], ["GET"]
-        app.add_api_route("/v1/chat/completions", self.chat, methods=post)
-        app.add_api_route("/v1/completions", self.completion, methods=post)
-        app.add_api_route("/v1/models", self.models, methods=get)
-        app.add_api_route("/v1/models/{model_id:path}", self.model, methods=get)
-        app.add_api_route("/v1/requests/{name}", self.explain, methods=get)
-        app.add_api_route("/tokenize", self.tokenize, methods=post)
-        app.add_api_route("/detokenize", self.detokenize, methods=post)
-        app.add_api_route("/health", self.health, methods=get)
-        app.add_api_route("/ready", self.ready, methods=get)
-        app.add_api_route("/metrics", self.metrics, methods=get)
-        app.add_api_route("/version", self.version, methods=get)
+        for each in OPERATIONS:
+            path = each.path.replace("{model_id}", "{model_id:path}")  # names may hold a slash
+            app.add_api_route(path, getattr(self, each.name), methods=[each.method])
 
     async def chat(self, request: Request) -> Response:
         return await self._generate(request, "chatcmpl", self._preparer.chat, ChatFormatter)
@@ -152,12 +150,10 @@ class Api:
         return await self._generate(request, "cmpl", prepare, CompletionFormatter)
 
     async def tokenize(self, request: Request) -> Response:
-        body = await self._read(request)
-        return _json(await self._prepared(body, self._preparer.tokenize))
+        return _json(await self._prepared(request, self._preparer.tokenize))
 
     async def detokenize(self, request: Request) -> Response:
-        body = await self._read(request)
-        return _json(await self._prepared(body, self._preparer.detokenize))
+        return _json(await self._prepared(request, self._preparer.detokenize))
 
     async def models(self) -> Response:
         return _json({"object": "list", "data": [self._model_json()]})
@@ -183,13 +179,19 @@ class Api:
 
     async def ready(self) -> Response:
         is_ready, reason = await self._gateway.ready()
-        return _json({"ready": is_ready, "reason": reason}, 200 if is_ready else 503)
+        response = _json({"ready": is_ready, "reason": reason}, 200 if is_ready else 503)
+        if not is_ready:
+            response.headers["retry-after"] = "1"
+        return response
 
     async def metrics(self) -> Response:
         return Response(generate_latest(self._tools.registry), media_type=CONTENT_TYPE_LATEST)
 
     async def version(self) -> Response:
         return _json({"version": self._options.version})
+
+    async def openapi(self) -> Response:
+        return Response(self._page, media_type="application/json")
 
     async def _generate(
         self,
@@ -198,9 +200,11 @@ class Api:
         prepare: Callable[..., Prepared],
         formatter_type: Callable[[AnswerHead, Tokenizer, bool, bool], Formatter],
     ) -> Response:
-        body = await self._read(request)
+        refusal = self._gateway.refusal()
+        if refusal is not None:
+            raise failed(refusal)
         arrival = self._arrival(request, prefix)
-        prepared = await self._prepared(body, partial(prepare, arrival=arrival))
+        prepared = await self._prepared(request, partial(prepare, arrival=arrival))
         self._name(request, arrival, prepared)
         head = AnswerHead(
             arrival.answer_id,
@@ -212,14 +216,11 @@ class Api:
         formatter = formatter_type(head, self._tokenizer, logprobs, prepared.include_usage)
         return Reply(self._gateway, prepared, formatter, self._options.reply, self._tools.logger)
 
-    async def _prepared(self, body: bytes, prepare: Callable[[bytes], T]) -> T:
-        if len(body) <= INLINE_BODY_BYTES:
-            return prepare(body)
-        return await self._tools.offload.run(prepare, body)
-
-    async def _read(self, request: Request) -> bytes:
-        options = self._options
-        return await read_json_body(request, options.body_bytes_max, options.body_timeout_s)
+    async def _prepared(self, request: Request, prepare: Callable[[bytes], T]) -> T:
+        async with self._bodies.read(request) as body:
+            if len(body) <= INLINE_BODY_BYTES:
+                return prepare(body)
+            return await self._tools.offload.run(prepare, body)
 
     def _arrival(self, request: Request, prefix: str) -> Arrival:
         draw = self._tools.draw
@@ -229,6 +230,8 @@ class Api:
             received_ns=request.state.received_ns,
             drawn_seed=draw(),
             deadline_ns=self._options.default_deadline_ns,
+            operation="chat" if prefix == "chatcmpl" else "text_completion",
+            traceparent=request.headers.get("traceparent"),
         )
 
     def _name(self, request: Request, arrival: Arrival, prepared: Prepared) -> None:

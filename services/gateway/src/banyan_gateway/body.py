@@ -1,41 +1,62 @@
-"""Reading a request's JSON body: bounded in bytes and in time."""
+"""Reading requests' JSON bodies: each bounded in bytes and in time, all together in bytes."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from starlette.requests import Request
 
 from banyan_gateway.errors import ApiError
 
 
-async def read_json_body(request: Request, max_bytes: int, timeout_s: float) -> bytes:
-    """The raw body. Raises ApiError 408, 413 or 415; ClientDisconnect when the client is gone."""
-    _check_kind(request)
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > max_bytes:
-        raise _too_large(max_bytes)
-    chunks: list[bytes] = []
-    num_bytes = 0
-    try:
-        async with asyncio.timeout(timeout_s):
-            async for chunk in request.stream():
-                num_bytes += len(chunk)
-                if num_bytes > max_bytes:
-                    raise _too_large(max_bytes)
-                chunks.append(chunk)
-    except TimeoutError:
-        raise ApiError(408, f"the body did not arrive within {timeout_s} s") from None
-    return b"".join(chunks)
+class BodyReader:
+    """Bodies count from their first byte until they have been made into something else."""
 
+    def __init__(self, max_bytes: int, total_bytes_max: int, timeout_s: float) -> None:
+        self._max_bytes = max_bytes
+        self._total_bytes_max = total_bytes_max
+        self._timeout_s = timeout_s
+        self._num_bytes = 0
 
-def _check_kind(request: Request) -> None:
-    kind = request.headers.get("content-type", "application/json").partition(";")[0]
-    if kind.strip().lower() != "application/json":
-        raise ApiError(415, "content-type: expected application/json", "content-type")
-    if request.headers.get("content-encoding", "identity").lower() != "identity":
-        raise ApiError(415, "content-encoding: expected none", "content-encoding")
+    @asynccontextmanager
+    async def read(self, request: Request) -> AsyncIterator[bytes]:
+        """The raw body. Raises ApiError 408, 413, 415, or 503 when too much is being read;
+        ClientDisconnect when the client is gone."""
+        self._check_head(request)
+        chunks: list[bytes] = []
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._fill(chunks, request)
+            yield b"".join(chunks)
+        except TimeoutError:
+            message = f"the body did not arrive within {self._timeout_s} s"
+            raise ApiError(408, message) from None
+        finally:
+            self._num_bytes -= sum(map(len, chunks))
 
+    def _check_head(self, request: Request) -> None:
+        kind = request.headers.get("content-type", "application/json").partition(";")[0]
+        if kind.strip().lower() != "application/json":
+            raise ApiError(415, "content-type: expected application/json", "content-type")
+        if request.headers.get("content-encoding", "identity").lower() != "identity":
+            raise ApiError(415, "content-encoding: expected none", "content-encoding")
+        length = request.headers.get("content-length", "")
+        if length.isdecimal() and int(length[:20]) > self._max_bytes:
+            raise self._too_large()
 
-def _too_large(max_bytes: int) -> ApiError:
-    return ApiError(413, f"the body exceeds {max_bytes} bytes", code="body_too_large")
+    async def _fill(self, chunks: list[bytes], request: Request) -> None:
+        num_bytes = 0
+        async for chunk in request.stream():
+            num_bytes += len(chunk)
+            if num_bytes > self._max_bytes:
+                raise self._too_large()
+            if self._num_bytes + len(chunk) > self._total_bytes_max:
+                message = "too many large bodies arrive at once"
+                raise ApiError(503, message, code="overloaded", retry_after_s=1.0)
+            self._num_bytes += len(chunk)
+            chunks.append(chunk)
+
+    def _too_large(self) -> ApiError:
+        return ApiError(413, f"the body exceeds {self._max_bytes} bytes", code="body_too_large")

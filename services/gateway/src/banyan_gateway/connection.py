@@ -6,11 +6,7 @@ import asyncio
 from collections.abc import Coroutine
 from typing import Any
 
-from starlette.types import Message, Receive, Send
-
-
-class SlowClient(Exception):
-    """The client did not take what was written to it within the time allowed."""
+from starlette.types import Receive
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
@@ -33,29 +29,3 @@ async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> 
 async def _disconnect(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
-
-
-class Writer:
-    """Sends one response, each write within `timeout_s`. `started` is when a status went out."""
-
-    def __init__(self, send: Send, timeout_s: float) -> None:
-        self._send = send
-        self._timeout_s = timeout_s
-        self.started = False
-
-    async def start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
-        self.started = True
-        await self._write({"type": "http.response.start", "status": status, "headers": headers})
-
-    async def write(self, data: bytes) -> None:
-        await self._write({"type": "http.response.body", "body": data, "more_body": True})
-
-    async def end(self, data: bytes = b"") -> None:
-        await self._write({"type": "http.response.body", "body": data, "more_body": False})
-
-    async def _write(self, message: Message) -> None:
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._send(message)
-        except TimeoutError:
-            raise SlowClient(f"not read within {self._timeout_s} s") from None

@@ -1,7 +1,7 @@
 """The outermost layer: every request gets an id, a tenant, an access log line and a count.
 
-Everything but `/health` needs a key where there are keys, routes that do not exist included. What
-goes wrong further in and is nobody's refusal ends here as a 500 in OpenAI's shape.
+Everything but `/health` and `/ready` needs a key where there are keys, routes that do not exist
+included. What goes wrong further in and is nobody's refusal ends here as a 500 in OpenAI's shape.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ from banyan_gateway.auth import KeyRing
 from banyan_gateway.errors import ApiError, internal
 from banyan_runtime.clock import Clock
 
-OPEN_PATHS: Final = ("/health",)
+OPEN_PATHS: Final = ("/health", "/ready")
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _NOT_SENT = 499  # in logs and counts: the client went away before a status was sent
 
 
 class Edge:
-    """ASGI middleware. Leaves `request_id`, `tenant` and `received_ns` in `scope["state"]`."""
+    """ASGI middleware. Leaves `request_id`, `tenant`, `received_ns` and `send_body` in
+    `scope["state"]`; the last is for parts of a body, which no layer needs to see."""
 
     def __init__(
         self,
@@ -70,6 +71,7 @@ class Edge:
                 state["tenant"] = self._keys.tenant_of(_raw(headers, "authorization"))
             state["request_id"] = response.request_id
             state["received_ns"] = received_ns
+            state["send_body"] = response.send_body
             await self._app(scope, receive, response.send)
         except ApiError as error:
             await error.response()(scope, receive, response.send)
@@ -104,7 +106,7 @@ class _Response:
     """Watches what is sent: adds the request id, remembers the status."""
 
     def __init__(self, send: Send, request_id: str) -> None:
-        self._send = send
+        self.send_body = send
         self.request_id = request_id
         self.status = _NOT_SENT
 
@@ -112,7 +114,7 @@ class _Response:
         if message["type"] == "http.response.start":
             self.status = message["status"]
             MutableHeaders(scope=message)["x-request-id"] = self.request_id
-        await self._send(message)
+        await self.send_body(message)
 
 
 def _request_id(headers: Headers, made: str) -> str:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -37,12 +36,13 @@ from banyan_core.journey_messages import (
     Stopped,
 )
 from banyan_core.journeys import Journeys
-from banyan_core.types import NS_PER_S, ModelCard, Outcome
+from banyan_core.types import NS_PER_S, ModelCard, Outcome, ShedReason
 from banyan_gateway.answer import Answer
 from banyan_gateway.ports import Delta, GenerationRequest, RequestFailed, Usage
 from banyan_gateway.request_events import ALIVE_EVERY_S, RequestEvents
-from banyan_gateway.request_log import RequestLog, record_view
-from banyan_gateway.request_metrics import RequestMetrics
+from banyan_gateway.request_log import RequestLog, queue_view, record_view
+from banyan_gateway.request_metrics import QueueFigures, RequestMetrics
+from banyan_gateway.request_traces import RequestTraces
 from banyan_gateway.router_client import RouterClient
 from banyan_gateway.worker_calls import WorkerCalls
 from banyan_runtime import wire
@@ -53,6 +53,8 @@ from banyan_runtime.lifespan import Tasks
 from banyan_runtime.offload import Offload
 from banyan_runtime.pump import Pump, Recorder
 from banyan_runtime.rpc import Network, RpcError
+from banyan_runtime.trace_context import in_trace
+from banyan_runtime.tracing import NO_TRACING, Tracing
 from banyan_text.choice_text import ChoiceText
 from banyan_text.tokenizer import Tokenizer
 
@@ -63,8 +65,10 @@ HASH_INLINE_TOKENS = 2048
 
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
+    """`max_open_requests` leaves a better class room to push the queue's last ones out."""
+
     mesh_secret: bytes
-    max_open_requests: int = 1000
+    max_open_requests: int = 4000
     limits: JourneyLimits = field(default_factory=JourneyLimits)
 
 
@@ -85,6 +89,7 @@ class Gateway:
         logger: logging.Logger,
         options: GatewayOptions,
         recorder: Recorder | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self.epoch = epoch
         self._card = card
@@ -98,21 +103,23 @@ class Gateway:
         self._tasks = Tasks()
         self._routers = RouterClient(network, directory)
         self._log = RequestLog()
+        self._traces = RequestTraces(tracing)
         self._events = RequestEvents(EventProducer(bus, clock, gateway_id, epoch))
         self._answers: dict[str, Answer] = {}
         self._idle = asyncio.Event()
         self._idle.set()
         self._stopping = False
+        self._num_turned_away = 0
         self._journeys = Journeys(gateway_id, epoch, options.limits)
-        self.metrics = RequestMetrics(card.name, self._count_open)
+        self.metrics = RequestMetrics(card.name, self._look)
         self._pump: Pump[JourneyFact, JourneyCommand] = Pump(
             self._journeys, clock, self._apply, recorder
         )
         self._workers = WorkerCalls(network, self._tasks, (gateway_id, epoch), self._pump.feed)
         self._appliers: dict[type, Callable[[Any], None]] = {
-            Place: self._place,
-            StartPrefill: self._workers.start_prefill,
-            StartDecode: self._workers.start_decode,
+            Place: self._traces.within(self._place),
+            StartPrefill: self._traces.within(self._workers.start_prefill),
+            StartDecode: self._traces.within(self._workers.start_decode),
             CancelSequence: self._workers.cancel,
             AckEnd: self._workers.ack,
             ReleaseLease: self._workers.release,
@@ -125,9 +132,15 @@ class Gateway:
     def num_open(self) -> int:
         return len(self._answers)
 
-    def _count_open(self) -> tuple[int, int]:
-        num_waiting = self._journeys.num_waiting
-        return self._journeys.num_open - num_waiting, num_waiting
+    def _look(self) -> QueueFigures:
+        journeys = self._journeys
+        num_waiting, wait_ns = journeys.num_waiting, journeys.expected_wait_ns()
+        return QueueFigures(
+            num_running=journeys.num_open - num_waiting,
+            num_waiting=num_waiting,
+            expected_wait_s=None if wait_ns is None else wait_ns / NS_PER_S,
+            num_retries_left=journeys.num_retries_left(self._clock.now_ns()),
+        )
 
     async def start(self) -> None:
         self._tasks.spawn("journeys", self._pump.run())
@@ -146,23 +159,40 @@ class Gateway:
 
     # ------------------------------------------------------------ requests
 
-    async def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Usage, None]:
+    async def generate(
+        self, request: GenerationRequest
+    ) -> AsyncGenerator[list[Delta | Usage], None]:
         """Drive one request to its end; see `ports.GatewayPort.generate`."""
-        if self._stopping:
-            raise RequestFailed("stopping", "the gateway is stopping", 1.0, 503)
-        if len(self._answers) >= self._options.max_open_requests:
-            raise RequestFailed("overloaded", "too many requests are open", 1.0, 429)
+        refusal = self.refusal()
+        if refusal is not None:
+            raise refusal
         accepted = await self._accepted(request)
         answer = self._open(request)
-        self._events.accepted(accepted)
+        self._traces.begin(request)
+        self._events.accepted(accepted, self._traces.context(request.request_id))
         self._pump.feed(accepted)
         try:
-            async with aclosing(answer.items()) as items:
-                async for item in items:
-                    yield item
+            while True:
+                items = await answer.take()
+                yield items
+                if isinstance(items[-1], Usage):
+                    return
         finally:
             if not answer.ended:
                 self._pump.feed(ClientGone(request.request_id, "the client closed the connection"))
+
+    def refusal(self) -> RequestFailed | None:
+        """What a request that came now would be told unread; None when there is room."""
+        if self._stopping:
+            return RequestFailed("stopping", "the gateway is stopping", 1.0, 503)
+        num_open = len(self._answers)
+        if num_open < self._options.max_open_requests:
+            return None
+        self._num_turned_away += 1
+        self.metrics.turned_away()
+        spread = str(self._num_turned_away)
+        retry_after_s = self._journeys.retry_after_ns(spread) / NS_PER_S
+        return RequestFailed("overloaded", f"{num_open} requests are open", retry_after_s, 429)
 
     def _open(self, request: GenerationRequest) -> Answer:
         texts = [
@@ -204,14 +234,15 @@ class Gateway:
 
     def request_view(self, request_id: str) -> dict[str, Any] | None:
         """What is known of a request, running or ended, JSON-ready."""
-        record = self._log.get(request_id)
-        if record is not None:
-            return record_view(record, record.outcome.value)
+        ended = self._log.view(request_id)
+        if ended is not None:
+            return ended
         journey = self._journeys.journey(request_id)
         if journey is None:
             return None
         running = journey.record(self._clock.now_ns(), Outcome.FINISHED, "")
-        return record_view(running, "running")
+        view = record_view(running, "running", self._traces.context(request_id))
+        return view | queue_view(self._journeys.place_in_line(request_id))
 
     async def ready(self) -> tuple[bool, str]:
         """Ready when a router answers and knows a live worker that serves this very model."""
@@ -268,18 +299,18 @@ class Gateway:
         if not self._answers:
             self._idle.set()
         record = replace(command.record, num_output_tokens=answer.num_output_tokens)
-        self._log.keep(record)
-        self._events.ended(record)
+        trace = self._traces.ended(record)
+        self._log.keep(record, trace)
+        self._events.ended(record, trace)
         self.metrics.ended(record)
-        self._logger.info(
-            "request ended",
-            extra={
-                "request_id": record.request_id,
-                "outcome": record.outcome.value,
-                "reason": record.reason,
-                "num_recoveries": record.num_recoveries,
-            },
-        )
+        ended = {
+            "request_id": record.request_id,
+            "outcome": record.outcome.value,
+            "reason": record.reason,
+            "num_recoveries": record.num_recoveries,
+        }
+        with in_trace(trace):
+            self._logger.info("request ended", extra=ended)
         if record.outcome is Outcome.FINISHED:
             answer.end(
                 Usage(record.num_prompt_tokens, record.num_output_tokens, record.num_cached_tokens)
@@ -294,7 +325,11 @@ class Gateway:
 
 
 def _failure(command: EndRequest) -> RequestFailed:
+    """429: its class has its share already. 503: nothing could be done for it."""
     record = command.record
     retry_after_s = command.retry_after_ns / NS_PER_S if command.retryable else None
     status = 503 if command.retryable else 500
-    return RequestFailed(record.outcome.value, record.reason, retry_after_s, status)
+    if record.shed is ShedReason.QUEUE_FULL:
+        status = 429
+    code = record.outcome.value if record.shed is None else record.shed.value
+    return RequestFailed(code, record.reason, retry_after_s, status)

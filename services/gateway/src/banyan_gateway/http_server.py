@@ -14,6 +14,7 @@ from typing import Protocol
 import uvicorn
 from starlette.types import ASGIApp
 
+from banyan_gateway.http_protocol import BoundedProtocol
 from banyan_runtime.lifespan import Tasks
 from banyan_runtime.listening import listen
 
@@ -55,7 +56,7 @@ class HttpServer:
         self._driving = driving
         config = uvicorn.Config(
             app,
-            http="httptools",
+            http=BoundedProtocol,
             ws="none",
             lifespan="off",
             loop="none",
@@ -74,6 +75,10 @@ class HttpServer:
     def address(self) -> str:
         host, port = self._socket.getsockname()[:2]
         return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+    @property
+    def num_connections(self) -> int:
+        return len(self._server.server_state.connections)
 
     async def start(self) -> None:
         await self._driving.start()

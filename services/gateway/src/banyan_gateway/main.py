@@ -11,16 +11,19 @@ from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 
+from banyan_core.journey import JourneyLimits
+from banyan_core.queue import QueueLimits
 from banyan_core.types import NS_PER_S, ModelCard
 from banyan_gateway.api import ApiOptions, ApiTools, build_app
 from banyan_gateway.auth import KeyRing, check_exposure, read_keys
 from banyan_gateway.gateway import Gateway, GatewayOptions
+from banyan_gateway.http_protocol import raise_file_limit
 from banyan_gateway.http_server import HttpServer
 from banyan_gateway.reply import ReplyOptions
+from banyan_runtime.buses import BusSettings, open_bus
 from banyan_runtime.directories import DirectorySetting
 from banyan_runtime.offload import ThreadOffload
-from banyan_runtime.redis_client import RedisUrl
-from banyan_runtime.service_main import Kit, ServiceSettings, run_main
+from banyan_runtime.service_main import Kit, run_main
 from banyan_runtime.settings import (
     Address,
     Positive,
@@ -30,13 +33,14 @@ from banyan_runtime.settings import (
     secret,
     shared,
 )
-from banyan_runtime.valkey_bus import ValkeyBus
 from banyan_text.card import echo_card, read_card
 from banyan_text.hf_tokenizer import HfTokenizer
 from banyan_text.model_folder import ModelFolderError
 from banyan_text.tokenizer import ByteTokenizer, Tokenizer
 
 PREFIX = "BANYAN_GATEWAY_"
+THREAD_SWITCH_S = 0.001
+"""How long a thread that tokenises may hold up the event loop; Python's own 5 ms are felt."""
 
 
 class RunnerKind(StrEnum):
@@ -50,15 +54,16 @@ class Numerics(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(ServiceSettings):
+class Settings(BusSettings):
     """Runner, model, block size and numerics must be those of the workers: they make the card.
 
     `mesh_secret` is the same for all gateways of a mesh, and kept: KV is shared under it.
+    `max_waiting` requests wait, and the last of them is not expected to wait longer than
+    `max_wait_s`; `queue_timeout_s` is their patience when nothing is served at all.
     `default_deadline_s` 0 is none. `metrics_address` serves /metrics without a key.
     """
 
     directory: DirectorySetting = shared("BANYAN_DIRECTORY")
-    bus_url: RedisUrl = shared("BANYAN_BUS_URL")
     mesh_secret: str = secret("BANYAN_MESH_SECRET", "")
     allow_open: bool = shared("BANYAN_ALLOW_OPEN", False)
     model: Path | None = None
@@ -68,7 +73,10 @@ class Settings(ServiceSettings):
     block_size: Positive = 16
     key_file: Path | None = None
     metrics_address: Address | None = None
-    max_open_requests: Positive = 1000
+    max_open_requests: Positive = 4000
+    max_waiting: Positive = 1000
+    max_wait_s: PositiveSeconds = 0.5
+    queue_timeout_s: PositiveSeconds = 30.0
     body_bytes_max: Positive = 8 * 1024 * 1024
     keep_alive_s: PositiveSeconds = 10.0
     write_timeout_s: PositiveSeconds = 30.0
@@ -113,6 +121,8 @@ def _model(settings: Settings) -> tuple[Tokenizer, ModelCard]:
 
 async def start(settings: Settings, wiring: Wiring, kit: Kit) -> HttpServer:
     """Raises OSError when an address cannot be had."""
+    raise_file_limit()
+    sys.setswitchinterval(THREAD_SWITCH_S)
     if settings.metrics_address is not None:
         await kit.serve_metrics(settings.metrics_address)
     offload = kit.keep(ThreadOffload(settings.text_threads))
@@ -123,12 +133,15 @@ async def start(settings: Settings, wiring: Wiring, kit: Kit) -> HttpServer:
         wiring.tokenizer,
         kit.network,
         settings.directory,
-        kit.keep(ValkeyBus(settings.bus_url)),
+        kit.keep(open_bus(settings, kit.logger)),
         kit.clock,
         offload,
         kit.logger,
-        GatewayOptions(settings.mesh_secret.encode(), settings.max_open_requests),
+        GatewayOptions(
+            settings.mesh_secret.encode(), settings.max_open_requests, _limits(settings)
+        ),
         kit.recorder,
+        kit.tracing,
     )
     tools = ApiTools(kit.clock, offload, lambda: secrets.randbits(63), kit.logger, kit.registry)
     app = build_app(
@@ -138,6 +151,15 @@ async def start(settings: Settings, wiring: Wiring, kit: Kit) -> HttpServer:
     await server.start()
     kit.logger.info("serving", extra={"address": server.address, "model": wiring.card.name})
     return server
+
+
+def _limits(settings: Settings) -> JourneyLimits:
+    return JourneyLimits(
+        queue_timeout_ns=round(settings.queue_timeout_s * NS_PER_S),
+        queue=QueueLimits(
+            max_waiting=settings.max_waiting, max_wait_ns=round(settings.max_wait_s * NS_PER_S)
+        ),
+    )
 
 
 def _api_options(settings: Settings) -> ApiOptions:

@@ -41,6 +41,22 @@ class AnswerHead:
         return _encode(head)[:-1] + b',"choices":'
 
 
+class TextChunks:
+    """Chunks of one choice that carry text and nothing else: only the text is still encoded.
+
+    `choice` is what such a chunk says of the choice, with `TEXT` where its text goes.
+    """
+
+    TEXT = "\0text\0"
+
+    def __init__(self, head: bytes, choice: dict[str, object], tail: bytes) -> None:
+        before, _, after = _encode([choice]).partition(_encode(self.TEXT))
+        self._before, self._after = head + before, after + tail
+
+    def of(self, text: str) -> bytes:
+        return self._before + _encode(text) + self._after
+
+
 @dataclass(slots=True)
 class CollectedChoice:
     """All news of one choice, for an answer that is not streamed."""
@@ -78,14 +94,17 @@ class ChatFormatter:
         self._tokenizer = tokenizer
         self._logprobs = logprobs
         self._null_usage = b',"usage":null}' if usage_in_chunks else b"}"
-        self._begun: dict[int, bool] = {}
+        self._begun: dict[int, TextChunks] = {}
 
     def chunks(self, index: int, delta: Delta, usage: Usage | None) -> list[bytes]:
+        begun = self._begun.get(index)
+        if begun and delta.text and not (self._logprobs or delta.finish_reason or usage):
+            return [begun.of(delta.text)]
         content = {"content": delta.text} if delta.text else {}
         entries = self._entries(delta.tokens)
         chunks = []
-        if index not in self._begun:
-            self._begun[index] = True
+        if begun is None:
+            self._begun[index] = self._text_chunks(index)
             chunks.append(
                 self._chunk(index, {"role": "assistant", "content": ""}, None, None, usage)
             )
@@ -108,6 +127,10 @@ class ChatFormatter:
         ]
         return self._whole_head + _encode(objects) + _tail(usage)
 
+    def _text_chunks(self, index: int) -> TextChunks:
+        choice = _chat_choice(index, {"content": TextChunks.TEXT}, None, None)
+        return TextChunks(self._chunk_head, choice, self._null_usage)
+
     def _entries(self, tokens: Sequence[OutputToken]) -> dict[str, object] | None:
         if not self._logprobs or not tokens:
             return None
@@ -121,13 +144,17 @@ class ChatFormatter:
         finish_reason: str | None,
         usage: Usage | None,
     ) -> bytes:
-        choice = {
-            "index": index,
-            "delta": delta,
-            "logprobs": logprobs,
-            "finish_reason": finish_reason,
-        }
+        choice = _chat_choice(index, delta, logprobs, finish_reason)
         return self._chunk_head + _encode([choice]) + (_tail(usage) if usage else self._null_usage)
+
+
+def _chat_choice(
+    index: int,
+    delta: dict[str, str],
+    logprobs: dict[str, object] | None,
+    finish_reason: str | None,
+) -> dict[str, object]:
+    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
 
 
 class CompletionFormatter:
@@ -139,8 +166,11 @@ class CompletionFormatter:
         self._logprobs = logprobs
         self._null_usage = b',"usage":null}' if usage_in_chunks else b"}"
         self._lists: dict[int, PlainLogprobs] = {}
+        self._text_chunks: dict[int, TextChunks] = {}
 
     def chunks(self, index: int, delta: Delta, usage: Usage | None) -> list[bytes]:
+        if delta.text and not (self._logprobs or delta.finish_reason or usage):
+            return [self._chunks_of(index).of(delta.text)]
         choice = self._choice(index, delta.text, delta.tokens, delta.finish_reason)
         if not delta.text and not delta.finish_reason and choice["logprobs"] is None:
             return []
@@ -155,6 +185,14 @@ class CompletionFormatter:
             for index, each in enumerate(choices)
         ]
         return self._head + _encode(objects) + _tail(usage)
+
+    def _chunks_of(self, index: int) -> TextChunks:
+        chunks = self._text_chunks.get(index)
+        if chunks is None:
+            choice = self._choice(index, TextChunks.TEXT, (), None)
+            chunks = TextChunks(self._head, choice, self._null_usage)
+            self._text_chunks[index] = chunks
+        return chunks
 
     def _choice(
         self, index: int, text: str, tokens: Sequence[OutputToken], finish_reason: str | None

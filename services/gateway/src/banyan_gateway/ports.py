@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from prometheus_client.registry import Collector
 
@@ -23,6 +23,7 @@ class GenerationRequest:
     `sampling.seed` is always set; choice i uses H(seed, i). `request_id` is unique in the mesh:
     the HTTP half makes it and never takes it from a client. `deadline_ns` is a duration from
     `received_ns`, the instant (on the process's clock) at which the HTTP layer saw the request.
+    `operation` is "chat" or "text_completion", `traceparent` the client's trace as it wrote it.
     """
 
     request_id: str
@@ -39,10 +40,11 @@ class GenerationRequest:
     stream: bool
     deadline_ns: int | None
     received_ns: int
+    operation: str = "chat"
+    traceparent: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
+class Delta(NamedTuple):
     """News of one choice.
 
     `text` is final. `tokens` are the tokens that this text releases, with or without logprobs;
@@ -69,7 +71,7 @@ class Usage:
 class RequestFailed(Exception):
     """The request ends without an answer, before or after its first delta.
 
-    `code` is a short stable word for programs ("no_capacity", "deadline", "worker_lost");
+    `code` is a short stable word for programs ("queue_full", "deadline", "failed");
     `http_status` holds if no byte was sent yet, otherwise the same goes out as an error event.
     """
 
@@ -93,13 +95,19 @@ class GatewayPort(Protocol):
         """Figures of requests, for the registry behind /metrics."""
         ...
 
-    def generate(self, request: GenerationRequest) -> AsyncGenerator[Delta | Usage, None]:
-        """Drive one request. Yields deltas of all its choices, then one `Usage`, then ends.
+    def generate(self, request: GenerationRequest) -> AsyncGenerator[list[Delta | Usage], None]:
+        """Drive one request. Yields what is new, one or more at a time: deltas of all its
+        choices, then one `Usage`, last of all. Then it ends.
 
         Raises RequestFailed at any point instead. Closing the generator means that the client is
         gone: work stops at once. A reader that does not come back for the next item is cut off at
         the request's buffer bound with RequestFailed.
         """
+        ...
+
+    def refusal(self) -> RequestFailed | None:
+        """What a request that came now would be told without being read: that the gateway stops,
+        or holds as many as it may. None when there is room; each refusal is counted."""
         ...
 
     def request_view(self, request_id: str) -> dict[str, object] | None:

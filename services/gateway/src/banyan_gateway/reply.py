@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import logging
+from contextlib import aclosing
 from dataclasses import dataclass
 
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from banyan_gateway import sse
-from banyan_gateway.connection import SlowClient, Writer, while_connected
+from banyan_gateway.connection import while_connected
 from banyan_gateway.errors import ApiError, failed, internal
-from banyan_gateway.news import Item, News
+from banyan_gateway.news import news_of
 from banyan_gateway.openai_format import CollectedChoice, Formatter
 from banyan_gateway.ports import Delta, GatewayPort, RequestFailed, Usage
 from banyan_gateway.prepare import Prepared
+from banyan_gateway.writer import SlowClient, Writer
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,8 @@ class Reply(Response):
             self._extra_headers.append((b"x-banyan-ignored-fields", names))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        writer = Writer(send, self._options.write_timeout_s)
+        send_body = scope["state"].get("send_body", send)
+        writer = Writer(send, send_body, self._options.write_timeout_s)
         try:
             await while_connected(receive, self._answer(writer))
         except SlowClient as error:
@@ -62,18 +65,17 @@ class Reply(Response):
             self._logger.warning(str(error), extra={"request_id": self._request_id})
 
     async def _answer(self, writer: Writer) -> None:
-        try:
-            if self._prepared.stream:
-                await self._stream(writer)
-            else:
-                await self._whole(writer)
-        except RequestFailed as error:
-            await self._fail(writer, failed(error))
-        except SlowClient:
-            raise
-        except Exception:  # guard: a mistake of ours must not end a stream in silence
-            self._logger.exception("answer failed", extra={"request_id": self._request_id})
-            await self._fail(writer, internal())
+        async with writer.in_time():
+            try:
+                if self._prepared.stream:
+                    await self._stream(writer)
+                else:
+                    await self._whole(writer)
+            except RequestFailed as error:
+                await self._fail(writer, failed(error))
+            except Exception:  # guard: a mistake of ours must not end a stream in silence
+                self._logger.exception("answer failed", extra={"request_id": self._request_id})
+                await self._fail(writer, internal())
 
     async def _fail(self, writer: Writer, error: ApiError) -> None:
         if writer.started:
@@ -85,18 +87,15 @@ class Reply(Response):
 
     async def _stream(self, writer: Writer) -> None:
         frames = _Frames(self._prepared, self._formatter)
-        async with News(self._gateway, self._prepared.requests) as news:
-            while True:
-                try:
-                    items = await news.next(self._options.keep_alive_s)
-                except TimeoutError:
-                    data = sse.KEEP_ALIVE
-                else:
-                    if not items:
-                        break
-                    data = frames.of(items)
+        headers = [*sse.HEADERS, *self._extra_headers]
+        async with (
+            writer.kept_alive(self._options.keep_alive_s, headers, sse.KEEP_ALIVE),
+            aclosing(news_of(self._gateway, self._prepared.requests)) as stream,
+        ):
+            async for request, items in stream:
+                data = frames.of(request, items)
                 if not writer.started:
-                    await writer.start(200, [*sse.HEADERS, *self._extra_headers])
+                    await writer.start(200, headers)
                 if data:
                     await writer.write(data)
         await writer.end(frames.ending())
@@ -106,9 +105,9 @@ class Reply(Response):
         n = requests[0].n
         choices = [CollectedChoice() for _ in range(n * len(requests))]
         usage = Usage(0, 0, 0)
-        async with News(self._gateway, requests) as news:
-            while items := await news.next(timeout_s=None):  # the gateway keeps the deadline
-                for request, item in items:
+        async with aclosing(news_of(self._gateway, requests)) as stream:
+            async for request, items in stream:  # the gateway keeps the deadline
+                for item in items:
                     if isinstance(item, Usage):
                         usage = _sum(usage, item)
                     else:
@@ -124,30 +123,34 @@ class _Frames:
     """News to SSE frames; keeps what a usage chunk needs."""
 
     def __init__(self, prepared: Prepared, formatter: Formatter) -> None:
-        self._prepared = prepared
         self._formatter = formatter
+        self._num_choices = prepared.requests[0].n
+        self._include_usage = prepared.include_usage
+        self._continuous_usage = prepared.continuous_usage
         self._usage = Usage(0, 0, 0)
         num_prompt_tokens = sum(len(each.prompt_token_ids) for each in prepared.requests)
         self._so_far = Usage(num_prompt_tokens, 0, 0)
 
-    def of(self, items: list[Item]) -> bytes:
-        return b"".join(self._frames(request, item) for request, item in items)
+    def of(self, request: int, items: list[Delta | Usage]) -> bytes:
+        first = request * self._num_choices
+        chunks: list[bytes] = []
+        for item in items:
+            if isinstance(item, Usage):
+                self._usage = _sum(self._usage, item)
+            else:
+                chunks += self._formatter.chunks(first + item.choice, item, self._usage_with(item))
+        return sse.frames(chunks)
 
-    def _frames(self, request: int, item: Delta | Usage) -> bytes:
-        if isinstance(item, Usage):
-            self._usage = _sum(self._usage, item)
-            return b""
-        usage = None
-        if self._prepared.continuous_usage:
-            self._so_far = _sum(self._so_far, Usage(0, len(item.tokens), 0))
-            usage = self._so_far
-        index = request * self._prepared.requests[request].n + item.choice
-        return b"".join(map(sse.frame, self._formatter.chunks(index, item, usage)))
+    def _usage_with(self, delta: Delta) -> Usage | None:
+        if not self._continuous_usage:
+            return None
+        self._so_far = _sum(self._so_far, Usage(0, len(delta.tokens), 0))
+        return self._so_far
 
     def ending(self) -> bytes:
-        if not self._prepared.include_usage:
+        if not self._include_usage:
             return sse.DONE
-        return sse.frame(self._formatter.usage_chunk(self._usage)) + sse.DONE
+        return sse.frames([self._formatter.usage_chunk(self._usage)]) + sse.DONE
 
 
 def _sum(one: Usage, other: Usage) -> Usage:

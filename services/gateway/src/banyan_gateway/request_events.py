@@ -6,6 +6,7 @@ from banyan_core.events import GatewayAlive, Payload, RequestAccepted, RequestEn
 from banyan_core.journey_messages import Accepted, RequestRecord
 from banyan_runtime.bus import REQUEST_EVENTS, EventProducer
 from banyan_runtime.event_codec import payload_to_pb
+from banyan_runtime.trace_context import TraceContext, trace_headers
 
 ALIVE_EVERY_S = 1.0
 ALIVE_LEASE_NS = 5_000_000_000
@@ -17,7 +18,7 @@ class RequestEvents:
     def __init__(self, producer: EventProducer) -> None:
         self._producer = producer
 
-    def accepted(self, fact: Accepted) -> None:
+    def accepted(self, fact: Accepted, trace: TraceContext | None = None) -> None:
         self._emit(
             RequestAccepted(
                 request_id=fact.request_id,
@@ -25,10 +26,11 @@ class RequestEvents:
                 model=fact.model,
                 num_prompt_tokens=len(fact.prompt_token_ids),
                 stream=fact.stream,
-            )
+            ),
+            trace,
         )
 
-    def ended(self, record: RequestRecord) -> None:
+    def ended(self, record: RequestRecord, trace: TraceContext | None = None) -> None:
         self._emit(
             RequestEnded(
                 request_id=record.request_id,
@@ -47,14 +49,15 @@ class RequestEvents:
                 prefill_worker_id=_last_worker(record, "prefill"),
                 decode_worker_id=_last_worker(record, "decode"),
                 finish_reasons=record.finish_reasons,
-            )
+            ),
+            trace,
         )
 
     def alive(self, num_requests: int) -> None:
         self._emit(GatewayAlive(num_requests=num_requests, lease_ns=ALIVE_LEASE_NS))
 
-    def _emit(self, payload: Payload) -> None:
-        self._producer.emit(REQUEST_EVENTS, payload_to_pb(payload))
+    def _emit(self, payload: Payload, trace: TraceContext | None = None) -> None:
+        self._producer.emit(REQUEST_EVENTS, payload_to_pb(payload), trace_headers(trace))
 
 
 def _last_worker(record: RequestRecord, verb: str) -> str:

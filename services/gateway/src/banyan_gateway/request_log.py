@@ -7,6 +7,7 @@ from typing import Any
 
 from banyan_core.journey_messages import RequestRecord
 from banyan_core.types import NS_PER_MS, Decision
+from banyan_runtime.trace_context import TraceContext
 
 MAX_RECORDS = 1000
 
@@ -15,23 +16,28 @@ class RequestLog:
     """The last records, oldest out first."""
 
     def __init__(self) -> None:
-        self._records: OrderedDict[str, RequestRecord] = OrderedDict()
+        self._records: OrderedDict[str, tuple[RequestRecord, TraceContext | None]] = OrderedDict()
 
-    def keep(self, record: RequestRecord) -> None:
-        self._records[record.request_id] = record
+    def keep(self, record: RequestRecord, trace: TraceContext | None) -> None:
+        self._records[record.request_id] = (record, trace)
         if len(self._records) > MAX_RECORDS:
             self._records.popitem(last=False)
 
-    def get(self, request_id: str) -> RequestRecord | None:
-        return self._records.get(request_id)
+    def view(self, request_id: str) -> dict[str, Any] | None:
+        if request_id not in self._records:
+            return None
+        record, trace = self._records[request_id]
+        return record_view(record, record.outcome.value, trace)
 
 
-def record_view(record: RequestRecord, state: str) -> dict[str, Any]:
+def record_view(record: RequestRecord, state: str, trace: TraceContext | None) -> dict[str, Any]:
     """A record as JSON for people: milliseconds, every candidate with its scores, the reasons."""
     return {
         "id": record.request_id,
+        "trace_id": None if trace is None else trace.trace_id_hex,
         "state": state,
         "reason": record.reason,
+        "shed": None if record.shed is None else record.shed.value,
         "tenant": record.tenant,
         "model": record.model,
         "num_prompt_tokens": record.num_prompt_tokens,
@@ -53,6 +59,15 @@ def record_view(record: RequestRecord, state: str) -> dict[str, Any]:
         ],
         "placements": [_decision_view(decision) for decision in record.decisions],
     }
+
+
+def queue_view(place: tuple[int, int | None] | None) -> dict[str, Any]:
+    """Where an open request waits: how many go before it, and how long that may take."""
+    if place is None:
+        return {"queue": None}
+    num_ahead, wait_ns = place
+    expected_ms = None if wait_ns is None else wait_ns / NS_PER_MS
+    return {"queue": {"num_ahead": num_ahead, "expected_wait_ms": expected_ms}}
 
 
 def _decision_view(decision: Decision) -> dict[str, Any]:

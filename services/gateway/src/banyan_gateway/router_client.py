@@ -28,11 +28,14 @@ class RouterClient:
                 answer = await self._network.channel(address).unary(
                     wire.PLACE, codec.place_query_to_pb(query), PLACE_TIMEOUT_S
                 )
+                outcome, decision = codec.place_response_from_pb(answer)
             except RpcError as error:
                 problem = f"router {address}: {error.message}"
                 continue
+            except ValueError as error:  # of another version: another router may be of ours
+                problem = f"router {address}: its answer cannot be read: {error}"
+                continue
             self._preferred = address
-            outcome, decision = codec.place_response_from_pb(answer)
             if isinstance(outcome, Refusal):
                 return NotPlaced(query.request_id, query.choice, query.attempt, outcome, decision)
             return Placed(query.request_id, query.choice, query.attempt, outcome, decision)

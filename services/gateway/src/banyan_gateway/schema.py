@@ -1,21 +1,66 @@
-"""The JSON bodies, as strict types: an unknown field or a wrong type is refused with its name.
+"""The JSON bodies, as strict types: an unknown field or a wrong value is refused with its name.
 
-`null` means absent everywhere. Fields of OpenAI's API fall in three groups: those that work, those
-that are accepted without effect (`WithoutEffect`; a response header names them), and those whose
-effect a client would miss (`NotYet`), which are refused unless their value changes nothing.
+These types are the one place of truth: they check what arrives, and the OpenAPI page is made from
+them. `null` means absent everywhere. Fields of OpenAI's API fall in three groups: those that work,
+those that are accepted without effect (`WithoutEffect`; a response header names them), and those
+whose effect a client would miss (`NotYet`), which are refused unless their value changes nothing.
 """
 
 from __future__ import annotations
 
-import re
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, Final, Literal, TypeVar
 
 import msgspec
+from msgspec import Meta
 
-from banyan_gateway.errors import ApiError, invalid
+from banyan_gateway.errors import ApiError
+from banyan_gateway.schema_errors import explain
+
+PROMPTS_MAX = 64
+LOGIT_BIAS_MAX = 1024
+LOGIT_BIAS_ABS_MAX = 100.0
+
+Text = Annotated[str, Meta(min_length=1)]
+TokenIds = list[Annotated[int, Meta(ge=0)]]
+StopString = Annotated[str, Meta(min_length=1, max_length=256)]
+StopStrings = Annotated[list[StopString], Meta(max_length=4)]
+Temperature = Annotated[float, Meta(ge=0, le=2)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Positive = Annotated[int, Meta(ge=1)]
+# What msgspec's types cannot say of them, `validate` checks and the OpenAPI page shows.
+LogitBias = Annotated[
+    dict[str, Any],
+    Meta(
+        max_length=LOGIT_BIAS_MAX,
+        extra_json_schema={
+            "propertyNames": {"pattern": "^[0-9]{1,10}$"},
+            "additionalProperties": {
+                "type": "number",
+                "minimum": -LOGIT_BIAS_ABS_MAX,
+                "maximum": LOGIT_BIAS_ABS_MAX,
+            },
+        },
+    ),
+]
+_TOKEN_IDS_SCHEMA = {"type": "array", "minItems": 1, "items": {"type": "integer", "minimum": 0}}
+Prompts = Annotated[
+    list[Text | int | TokenIds],
+    Meta(
+        min_length=1,
+        extra_json_schema={
+            "anyOf": [
+                {"items": {"type": "string"}, "maxItems": PROMPTS_MAX},
+                _TOKEN_IDS_SCHEMA,
+                {"items": _TOKEN_IDS_SCHEMA, "maxItems": PROMPTS_MAX},
+            ]
+        },
+    ),
+]
 
 
 class WithoutEffect(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Hints and bookkeeping: nothing in the answer would differ."""
+
     store: Any = None
     metadata: Any = None
     service_tier: Any = None
@@ -29,6 +74,7 @@ class WithoutEffect(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     parallel_tool_calls: Any = None
     prediction: Any = None
     moderation: Any = None
+    session_id: Any = None
 
 
 class NotYet(WithoutEffect, kw_only=True):
@@ -53,8 +99,17 @@ class NotYet(WithoutEffect, kw_only=True):
     echo: Any = None
     suffix: Any = None
     best_of: Any = None
+    prompt_logprobs: Any = None
+    truncate_prompt_tokens: Any = None
+    kv_transfer_params: Any = None
+    use_beam_search: Any = None
+    length_penalty: Any = None
+    spaces_between_special_tokens: Any = None
 
 
+NOT_YET: Final = tuple(
+    name for name in NotYet.__struct_fields__ if name not in WithoutEffect.__struct_fields__
+)
 # Values with which a field of `NotYet` asks for nothing that is missing.
 HARMLESS: Final[dict[str, Any]] = {
     "tools": [],
@@ -68,6 +123,10 @@ HARMLESS: Final[dict[str, Any]] = {
     "continue_final_message": False,
     "echo": False,
     "best_of": 1,
+    "chat_template_kwargs": {},
+    "use_beam_search": False,
+    "length_penalty": 1.0,
+    "spaces_between_special_tokens": True,
 }
 
 
@@ -83,38 +142,34 @@ class GenerationBody(NotYet, kw_only=True):
     model: str
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    n: int | None = None
-    seed: int | None = None
-    stop: str | list[str] | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-    logit_bias: dict[str, Any] | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    min_tokens: int | None = None
+    n: Annotated[int, Meta(ge=1, le=16)] | None = None
+    seed: Annotated[int, Meta(ge=-(2**63), le=2**63 - 1)] | None = None
+    stop: StopString | StopStrings | None = None
+    max_tokens: Positive | None = None
+    temperature: Temperature | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    logit_bias: LogitBias | None = None
+    top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     ignore_eos: bool | None = None
-    stop_token_ids: list[int] | None = None
+    stop_token_ids: Annotated[TokenIds, Meta(max_length=128)] | None = None
     include_stop_str_in_output: bool | None = None
-    cache_salt: str | None = None
-    priority: int | None = None
+    cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
+    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
 
 
 class ContentPart(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    type: str
-    text: str | None = None
-    image_url: Any = None
-    input_audio: Any = None
-    file: Any = None
-    refusal: Any = None
+    type: Literal["text"]
+    text: str
 
 
 class Message(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    role: str
-    content: str | list[ContentPart] | None = None
+    role: Literal["system", "developer", "user", "assistant"]
+    content: str | list[ContentPart]
     name: str | None = None
     refusal: Any = None
     annotations: Any = None
@@ -125,46 +180,44 @@ class Message(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     reasoning_content: Any = None
 
 
+MESSAGE_NOT_YET: Final = (
+    "audio",
+    "tool_calls",
+    "tool_call_id",
+    "function_call",
+    "reasoning_content",
+)
+Messages = Annotated[list[Message], Meta(min_length=1)]
+
+
 class ChatBody(GenerationBody, kw_only=True):
-    messages: list[Message]
-    max_completion_tokens: int | None = None
+    messages: Messages
+    max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
-    top_logprobs: int | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
 
 
 class CompletionBody(GenerationBody, kw_only=True):
-    prompt: str | list[str | int | list[int]]
-    logprobs: int | None = None
+    prompt: Text | Prompts
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
 
 
 class TokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Either `prompt` or `messages`."""
+
     model: str | None = None
     prompt: str | None = None
-    messages: list[Message] | None = None
+    messages: Messages | None = None
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 
 
 class DetokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     model: str | None = None
-    tokens: list[int]
+    tokens: TokenIds
 
 
 B = TypeVar("B")
-
-_PATH = re.compile(r"(?P<what>.*?)(?: - at `\$\.?(?P<path>.*)`)?", re.DOTALL)
-_UNKNOWN = re.compile(r"Object contains unknown field `(.*)`", re.DOTALL)
-_MISSING = re.compile(r"Object missing required field `(.*)`", re.DOTALL)
-_TYPE_NAMES = {
-    "str": "a string",
-    "int": "a whole number",
-    "float": "a number",
-    "bool": "true or false",
-    "array": "an array",
-    "object": "an object",
-    "null": "null",
-}
-_MAX_NAME_CHARS = 100
 
 
 def decode(body: bytes, kind: type[B]) -> B:
@@ -172,7 +225,7 @@ def decode(body: bytes, kind: type[B]) -> B:
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
-        raise _explain(str(error)) from None
+        raise explain(str(error), kind) from None
     except UnicodeDecodeError:
         raise ApiError(400, "the body is not valid UTF-8", code="invalid_json") from None
     except RecursionError:
@@ -180,20 +233,3 @@ def decode(body: bytes, kind: type[B]) -> B:
     except msgspec.DecodeError as error:
         message = f"the body is not valid JSON: {error}"
         raise ApiError(400, message, code="invalid_json") from None
-
-
-def _explain(text: str) -> ApiError:
-    match = _PATH.fullmatch(text)
-    what, path = (match["what"], match["path"] or "") if match else (text, "")
-    for pattern, verdict in ((_UNKNOWN, "unknown field"), (_MISSING, "is required")):
-        name = pattern.fullmatch(what)
-        if name:
-            param = f"{path}.{name[1][:_MAX_NAME_CHARS]}" if path else name[1][:_MAX_NAME_CHARS]
-            return invalid(param, verdict)
-    expected = re.sub(r"`([^`]*)`", lambda found: _words(found[1]), what)
-    return invalid(path or "body", expected[:1].lower() + expected[1:])
-
-
-def _words(types: str) -> str:
-    names = [name for name in types.split(" | ") if name != "null" or types == "null"]
-    return " or ".join(_TYPE_NAMES.get(name, name) for name in names)

@@ -6,6 +6,7 @@ Clients take a stream that merely stops for a complete one, so it must never mer
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 from banyan_gateway.errors import ApiError
@@ -19,10 +20,10 @@ HEADERS: Final = (
 )
 
 
-def frame(data: bytes) -> bytes:
-    """One event. `data` is JSON and therefore holds no line break."""
-    return b"data: " + data + b"\n\n"
+def frames(objects: Sequence[bytes]) -> bytes:
+    """One event each. They are JSON and therefore hold no line break."""
+    return b"data: " + b"\n\ndata: ".join(objects) + b"\n\n" if objects else b""
 
 
 def error_event(error: ApiError) -> bytes:
-    return frame(error.body())
+    return frames([error.body()])

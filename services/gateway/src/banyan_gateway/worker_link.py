@@ -119,7 +119,10 @@ class WorkerLink:
                 if message.epoch != self.worker.epoch:
                     raise LinkBroken("it was restarted")
                 heard = True
-                self._take(message)
+                try:
+                    self._take(message)
+                except ValueError as error:  # of another version: other workers may be of ours
+                    raise LinkBroken(f"its news cannot be read: {error}") from None
                 yield
 
     def _take(self, message: worker_pb2.TokensReport) -> None:

@@ -12,21 +12,21 @@ import logging
 from collections import deque
 from dataclasses import dataclass
 
-from banyan_core.index_fold import (
+from banyan_core.index_facts import (
     AddBlocks,
     DropHolder,
     IndexCommand,
     IndexFact,
-    IndexFold,
     RemoveBlocks,
     ReplaceBlocks,
     SetEpoch,
 )
+from banyan_core.index_fold import IndexFold
 from banyan_core.types import NS_PER_S
-from banyan_kvstore.kv_events import fact_of, parse
 from banyan_kvstore.metrics import KvStoreMetrics
 from banyan_runtime.bus import KV_EVENTS, WORKER_EVENTS, Bus, Since
 from banyan_runtime.clock import Clock
+from banyan_runtime.kv_facts import fact_of, parse
 from banyan_runtime.kv_index import Fenced, IndexUnavailable, KvIndex
 from banyan_runtime.lifespan import Tasks
 from banyan_runtime.pump import Pump, Recorder
@@ -166,16 +166,21 @@ class Indexer:
 
     async def _write_one(self, fence: int, command: IndexCommand) -> None:
         ttl_s = self._options.entry_ttl_s
+        is_there = True
         match command:
             case SetEpoch(holder, epoch):
                 await self._index.set_epoch(fence, holder, epoch)
-            case AddBlocks(holder, epoch, hashes):
-                await self._index.add(fence, holder, epoch, hashes, ttl_s)
-            case RemoveBlocks(holder, hashes):
-                await self._index.remove(fence, holder, hashes)
-            case ReplaceBlocks(holder, epoch, hashes):
-                await self._index.drop_holder(fence, holder)
-                await self._index.set_epoch(fence, holder, epoch)
-                await self._index.add(fence, holder, epoch, hashes, ttl_s)
+            case AddBlocks(holder, at, hashes):
+                is_there = await self._index.add(fence, holder, at, hashes, ttl_s)
+            case RemoveBlocks(holder, at, hashes):
+                is_there = await self._index.remove(fence, holder, at, hashes, ttl_s)
+            case ReplaceBlocks(holder, at, hashes):
+                await self._index.replace(fence, holder, at, hashes, ttl_s)
             case DropHolder(holder):
                 await self._index.drop_holder(fence, holder)
+        if is_there:
+            return
+        # New to the index, or lost there: all of the holder, and what still waits after it.
+        whole = self._fold.whole(command.holder)
+        if whole is not None:
+            await self._index.replace(fence, whole.holder, whole.at, whole.hashes, ttl_s)

@@ -1,21 +1,11 @@
-"""The store's ear and voice on the bus: events to facts of the fold, and its own events."""
+"""The store's voice on the bus: which blocks it holds."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from google.protobuf.message import DecodeError
-
 from banyan.v1 import events_pb2
-from banyan_core.hashing import pack, unpack
-from banyan_core.index_fold import (
-    BlocksRemoved,
-    BlocksSnapshot,
-    BlocksStored,
-    HolderAlive,
-    HolderGone,
-    IndexFact,
-)
+from banyan_core.hashing import pack
 from banyan_core.types import BlockHash
 from banyan_runtime.bus import KV_EVENTS, EventProducer
 
@@ -23,36 +13,6 @@ TIER = "store"
 """One name for both tiers: a block that moves between them is still held."""
 
 CHUNK_BLOCKS = 1024
-
-
-def fact_of(event: events_pb2.Event) -> IndexFact | None:
-    """What the event means for the index; None when nothing. Raises ValueError when malformed."""
-    who, epoch, seq = event.producer, event.epoch, event.seq
-    match event.WhichOneof("payload"):
-        case "blocks_stored":
-            return BlocksStored(who, epoch, seq, unpack(event.blocks_stored.block_hashes))
-        case "blocks_removed":
-            return BlocksRemoved(who, epoch, seq, unpack(event.blocks_removed.block_hashes))
-        case "blocks_snapshot":
-            part = event.blocks_snapshot
-            hashes = unpack(part.block_hashes)
-            return BlocksSnapshot(who, epoch, seq, hashes, part.chunk, part.num_chunks)
-        case "worker_alive":
-            worker = event.worker_alive.worker
-            return HolderAlive(worker.worker_id, worker.epoch)
-        case "worker_gone":
-            worker = event.worker_gone.worker
-            return HolderGone(worker.worker_id, worker.epoch)
-        case _:
-            return None
-
-
-def parse(value: bytes) -> events_pb2.Event:
-    """Raises ValueError when these bytes are no event."""
-    try:
-        return events_pb2.Event.FromString(value)
-    except DecodeError as error:
-        raise ValueError(f"not an event: {error}") from None
 
 
 class StoreEvents:

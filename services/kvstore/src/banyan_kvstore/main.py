@@ -13,21 +13,20 @@ from banyan_kvstore.disk_tier import DiskTier
 from banyan_kvstore.memory_tier import MemoryTier
 from banyan_kvstore.service import KvStoreOptions, KvStoreService
 from banyan_kvstore.tiers import Tiers
+from banyan_runtime.buses import BusSettings, open_bus
 from banyan_runtime.offload import ThreadOffload
-from banyan_runtime.redis_client import RedisUrl
+from banyan_runtime.redis_client import IndexUrl
 from banyan_runtime.redis_index import RedisKvIndex
-from banyan_runtime.service_main import Kit, ServiceSettings, run_main
+from banyan_runtime.service_main import Kit, run_main
 from banyan_runtime.settings import Address, NotNegative, Positive, SettingsError, shared
-from banyan_runtime.valkey_bus import ValkeyBus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(ServiceSettings):
+class Settings(BusSettings):
     """Bytes are bounds, not reservations. Without a disk folder there is no disk tier."""
 
     metrics_address: Address
-    bus_url: RedisUrl = shared("BANYAN_BUS_URL")
-    index_url: RedisUrl = shared("BANYAN_INDEX_URL")
+    index_url: IndexUrl = shared("BANYAN_INDEX_URL")
     memory_bytes: NotNegative = 256 << 20
     disk_bytes: NotNegative = 1 << 30
     disk_folder: Path | None = None
@@ -52,7 +51,7 @@ async def start(settings: Settings, _: None, kit: Kit) -> KvStoreService:
         settings.id,
         settings.address,
         kit.network,
-        kit.keep(ValkeyBus(settings.bus_url)),
+        kit.keep(open_bus(settings, kit.logger)),
         kit.keep(RedisKvIndex(settings.index_url)),
         kit.clock,
         Tiers(MemoryTier(settings.memory_bytes), disk),
@@ -60,6 +59,7 @@ async def start(settings: Settings, _: None, kit: Kit) -> KvStoreService:
         logger=kit.logger,
         registry=kit.registry,
         recorder=kit.recorder,
+        tracing=kit.tracing,
     )
     await service.start()
     return service

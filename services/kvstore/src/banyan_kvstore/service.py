@@ -23,6 +23,7 @@ from banyan_runtime.kv_index import KvIndex
 from banyan_runtime.lifespan import Tasks
 from banyan_runtime.pump import Recorder
 from banyan_runtime.rpc import Network, Server
+from banyan_runtime.tracing import NO_TRACING, Tracing
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class KvStoreService:
         logger: logging.Logger,
         registry: CollectorRegistry,
         recorder: Recorder | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         if not store_id.startswith(STORE_PREFIX):
             raise ValueError(f"store_id {store_id!r} must start with {STORE_PREFIX!r}")
@@ -70,6 +72,7 @@ class KvStoreService:
             epoch,
             lambda: self._indexer.is_writing,
             options.max_inflight_bytes,
+            tracing,
         )
         self._tasks = Tasks()
         self._server: Server | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from dataclasses import dataclass, field
 
 from banyan.v1 import kv_pb2
@@ -14,6 +14,7 @@ from banyan_kvstore.kv_events import StoreEvents
 from banyan_kvstore.metrics import KvStoreMetrics
 from banyan_kvstore.tiers import Change, Tiers
 from banyan_runtime import wire
+from banyan_runtime.page_traces import traced_pages
 from banyan_runtime.rpc import (
     Code,
     Handler,
@@ -22,6 +23,7 @@ from banyan_runtime.rpc import (
     serve_unary,
     serve_upload,
 )
+from banyan_runtime.tracing import NO_TRACING, Tracing
 
 MESSAGE_BYTES = 1 << 20
 MAX_INFLIGHT_BYTES = 64 << 20
@@ -38,7 +40,9 @@ class KvStoreServicer:
         epoch: int,
         is_indexing: Callable[[], bool],
         max_inflight_bytes: int = MAX_INFLIGHT_BYTES,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
+        self._tracing = tracing
         self._tiers = tiers
         self._events = events
         self._metrics = metrics
@@ -59,10 +63,15 @@ class KvStoreServicer:
         hashes = _hashes(request.block_hashes)
         return kv_pb2.HasResponse(num_prefix_blocks=self._tiers.num_prefix_blocks(hashes))
 
-    async def get(self, request: kv_pb2.GetRequest) -> AsyncIterator[kv_pb2.KvPages]:
+    def get(self, request: kv_pb2.GetRequest) -> AsyncGenerator[kv_pb2.KvPages, None]:
         """Whole blocks in the order asked, about 1 MiB a message; ends at the first absent one."""
+        hashes = _hashes(request.block_hashes)
+        asked = {"banyan.num_blocks": len(hashes)}
+        return traced_pages(self._tracing, "kvstore get", asked, self._read(hashes))
+
+    async def _read(self, hashes: Sequence[BlockHash]) -> AsyncGenerator[kv_pb2.KvPages, None]:
         message, num_bytes = kv_pb2.KvPages(), 0
-        for block_hash in _hashes(request.block_hashes):
+        for block_hash in hashes:
             block, change = await self._tiers.get(block_hash)
             self._tell(change)
             if block is None:

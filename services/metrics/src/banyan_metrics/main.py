@@ -11,21 +11,19 @@ from pathlib import Path
 from banyan_core.slo import SloTable, slo_table
 from banyan_metrics.http import HttpServer, build_app
 from banyan_metrics.service import MetricsService
+from banyan_runtime.buses import BusSettings, open_bus
 from banyan_runtime.health_only import HealthOnly
 from banyan_runtime.policy_file import read_policy_file
-from banyan_runtime.redis_client import RedisUrl
-from banyan_runtime.service_main import Kit, ServiceSettings, run_main
+from banyan_runtime.service_main import Kit, run_main
 from banyan_runtime.settings import Address, SettingsError, shared
-from banyan_runtime.valkey_bus import ValkeyBus
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Settings(ServiceSettings):
+class Settings(BusSettings):
     """`address` answers gRPC health; `metrics_address` is HTTP: Prometheus and REST."""
 
     metrics_address: Address
     policies: Path = shared("BANYAN_POLICIES")
-    bus_url: RedisUrl = shared("BANYAN_BUS_URL")
 
 
 def wire(settings: Settings) -> SloTable:
@@ -41,12 +39,13 @@ async def start(settings: Settings, table: SloTable, kit: Kit) -> HealthOnly:
     """Raises OSError when an address cannot be had."""
     service = MetricsService(
         settings.id,
-        kit.keep(ValkeyBus(settings.bus_url)),
+        kit.keep(open_bus(settings, kit.logger)),
         kit.clock,
         table,
         registry=kit.registry,
         logger=kit.logger,
         recorder=kit.recorder,
+        tracing=kit.tracing,
     )
     http = HttpServer(build_app(service, kit.registry), settings.metrics_address)
     await http.start()

@@ -28,11 +28,18 @@ from banyan_runtime.clock import Clock
 from banyan_runtime.event_codec import event_from_pb
 from banyan_runtime.lifespan import Tasks
 from banyan_runtime.pump import Pump, Recorder
+from banyan_runtime.trace_context import trace_of
+from banyan_runtime.tracing import NO_TRACING, Kind, Tracing
 
 MAX_RECENT = 500
 MAX_SCALE_DECISIONS = 200
 MAX_PRODUCERS = 5_000
 _RECORDS_PER_TURN = 256
+_HEARD = {
+    "messaging.operation.name": "process",
+    "messaging.operation.type": "process",
+    "messaging.destination.name": REQUEST_EVENTS,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +71,9 @@ class MetricsService:
         registry: CollectorRegistry,
         logger: logging.Logger,
         recorder: Recorder | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
+        self._tracing = tracing
         self.metrics_id = metrics_id
         self._bus = bus
         self._clock = clock
@@ -120,11 +129,23 @@ class MetricsService:
             return
         is_news = self._note(record.topic, message)
         if event is not None and record.topic == REQUEST_EVENTS:
+            if record.headers and event.time_unix_ns >= self._started_unix_ns:
+                self._trace(record, event)
             self._pump.feed(event)  # the fold drops duplicates itself, so that a replay can
             return
         self._pump.feed(BusHeard())
         if event is not None and is_news:
             self._apply(event)
+
+    def _trace(self, record: Record, event: Event) -> None:
+        """That the end of a request was heard here; not when a restart hears it once more."""
+        if not isinstance(event.payload, RequestEnded):
+            return
+        parent = trace_of(record.headers)
+        span = self._tracing.under(parent, f"process {record.topic}", _HEARD, Kind.CONSUMER)
+        if span is not None:
+            span.set({"banyan.request.id": event.payload.request_id})
+            span.end()
 
     def _note(self, topic: str, message: events_pb2.Event) -> bool:
         key = (topic, message.producer)

@@ -26,6 +26,14 @@ class RouterMetrics:
         self._live = Gauge(
             "banyan_router_workers_live", "Workers heard of lately.", ("role",), registry=registry
         )
+        lookups = Counter(
+            "banyan_router_prefix_lookups",
+            "Prompts whose blocks were looked up, by who answered: copy or index.",
+            ("source",),
+            registry=registry,
+        )
+        self.copy_lookups = lookups.labels("copy")
+        self.index_lookups = lookups.labels("index")
         self.index_misses = Counter(
             "banyan_router_index_unavailable",
             "Decisions made without the index, because it did not answer in time.",

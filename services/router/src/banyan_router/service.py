@@ -8,22 +8,26 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Sequence
 
 from prometheus_client import CollectorRegistry
 
 from banyan_core.cluster import ClusterSnapshot, LivenessChanged
 from banyan_core.placer import PlaceDecided, Placer, PlacerCommand, PlacerFact, PlaceWanted
 from banyan_core.policies.routing_view import Holdings, RoutingPolicy
-from banyan_core.types import PlaceQuery
+from banyan_core.types import BlockHash, PlaceQuery
 from banyan_router.metrics import RouterMetrics
+from banyan_router.prefixes import Prefixes
 from banyan_router.servicer import RouterServicer
 from banyan_router.watch import WorkerWatch
+from banyan_runtime.bus import Bus
 from banyan_runtime.clock import Clock
 from banyan_runtime.directory import Directory
 from banyan_runtime.kv_index import KvIndex
 from banyan_runtime.lifespan import Tasks
 from banyan_runtime.pump import Pump, PumpOverflow, Recorder
 from banyan_runtime.rpc import Code, Network, RpcError, Server
+from banyan_runtime.tracing import NO_TRACING, Tracing
 
 MAX_ASKS = 10_000
 
@@ -36,6 +40,7 @@ class RouterService:
         router_id: str,
         address: str,
         network: Network,
+        bus: Bus,
         index: KvIndex,
         directory: Directory,
         clock: Clock,
@@ -45,6 +50,7 @@ class RouterService:
         logger: logging.Logger,
         registry: CollectorRegistry,
         recorder: Recorder | None = None,
+        tracing: Tracing = NO_TRACING,
     ) -> None:
         self._address = address
         self._network = network
@@ -54,7 +60,8 @@ class RouterService:
         self._placer = Placer(router_id, policy, seed)
         self._pump = Pump[PlacerFact, PlacerCommand](self._placer, clock, self._apply, recorder)
         self._watch = WorkerWatch(network, directory, self._pump.feed, self._logger)
-        self._servicer = RouterServicer(self, index, self._metrics.index_misses.inc)
+        self._prefixes = Prefixes(bus, index, clock, self._metrics, logger)
+        self._servicer = RouterServicer(self, self._prefixes, tracing)
         self._asks: dict[int, asyncio.Future[PlaceDecided]] = {}
         self._num_asks = 0
         self._tasks = Tasks()
@@ -72,6 +79,7 @@ class RouterService:
         self._server = await self._network.serve(self._address, self._servicer.handlers())
         self._tasks.spawn("router pump", self._pump.run())
         self._tasks.spawn("router watch", self._watch.run(self._tasks))
+        self._prefixes.start(self._tasks)
         self._server.set_serving(True)
         self._logger.info("router serves", extra={"address": self.bound_address})
 
@@ -83,6 +91,10 @@ class RouterService:
 
     def snapshot(self) -> ClusterSnapshot:
         return self._placer.snapshot(self._clock.now_ns())
+
+    async def find_prefixes(self, hashes: Sequence[BlockHash]) -> Holdings:
+        """Who has the first of these blocks, as a placement would be told."""
+        return await self._prefixes.find(hashes)
 
     async def decide(self, query: PlaceQuery, holdings: Holdings) -> PlaceDecided:
         """Queue the question behind the facts that came before it, and wait for the answer."""

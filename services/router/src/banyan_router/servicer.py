@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from banyan.v1 import router_pb2
 from banyan_core.cluster import ClusterSnapshot, WorkerView
 from banyan_core.placer import PlaceDecided
 from banyan_core.policies.routing_view import Holdings
-from banyan_core.types import BlockHash, PlaceQuery
+from banyan_core.types import NS_PER_S, PlaceQuery, Refusal
+from banyan_router.prefixes import Prefixes
 from banyan_runtime import codec, wire
-from banyan_runtime.kv_index import IndexUnavailable, KvIndex
 from banyan_runtime.rpc import Code, Handler, RpcError, serve_unary
-
-LOOKUP_TIMEOUT_S = 0.05
+from banyan_runtime.trace_context import current_trace
+from banyan_runtime.tracing import NO_TRACING, Attribute, Tracing, spanning
 
 
 class Desk(Protocol):
@@ -27,12 +25,10 @@ class Desk(Protocol):
 
 
 class RouterServicer:
-    """`on_index_miss` is called for each decision that the index had no part in."""
-
-    def __init__(self, desk: Desk, index: KvIndex, on_index_miss: Callable[[], None]) -> None:
+    def __init__(self, desk: Desk, prefixes: Prefixes, tracing: Tracing = NO_TRACING) -> None:
         self._desk = desk
-        self._index = index
-        self._on_index_miss = on_index_miss
+        self._prefixes = prefixes
+        self._tracing = tracing
 
     def handlers(self) -> tuple[Handler, ...]:
         return (serve_unary(wire.PLACE, self.place), serve_unary(wire.VIEW, self.view))
@@ -46,24 +42,34 @@ class RouterServicer:
             raise RpcError(Code.INVALID, "request_id is empty")
         if query.num_prompt_tokens < 1:
             raise RpcError(Code.INVALID, "num_prompt_tokens is 0, expected at least 1")
-        decided = await self._desk.decide(query, await self._holdings(query.block_hashes))
+        span = self._tracing.under(current_trace(), "Place", {})
+        with spanning(span):
+            decided = await self._desk.decide(query, await self._prefixes.find(query.block_hashes))
+            if span is not None:
+                span.set(_explained(decided))
         return codec.place_response_to_pb(decided.outcome, decided.decision)
 
     async def view(self, _: router_pb2.ViewRequest) -> router_pb2.ViewResponse:
         workers = [_viewed_to_pb(worker) for worker in self._desk.snapshot().workers]
         return router_pb2.ViewResponse(workers=workers)
 
-    async def _holdings(self, hashes: Sequence[BlockHash]) -> Holdings:
-        """Who has the prompt's blocks. The index is a hint: a late answer is no answer."""
-        if not hashes:
-            return Holdings()
-        try:
-            async with asyncio.timeout(LOOKUP_TIMEOUT_S):
-                found = await self._index.lookup(hashes)
-        except (IndexUnavailable, TimeoutError):
-            self._on_index_miss()
-            return Holdings(known=False)
-        return Holdings(tuple(sorted(found.items())))
+
+def _explained(decided: PlaceDecided) -> dict[str, Attribute]:
+    decision, outcome = decided.decision, decided.outcome
+    explained: dict[str, Attribute] = {
+        "banyan.policy": decision.policy,
+        "banyan.reason": decision.reason,
+        "banyan.num_candidates": len(decision.candidates),
+        "banyan.view_age_s": decision.view_age_ns / NS_PER_S,
+    }
+    if isinstance(outcome, Refusal):
+        return explained | {"banyan.refusal": outcome.reason}
+    prefill = outcome.prefill or outcome.decode
+    return explained | {
+        "banyan.prefill.worker.id": prefill.worker_id,
+        "banyan.decode.worker.id": outcome.decode.worker_id,
+        "banyan.num_expected_cached_tokens": outcome.num_expected_cached_tokens,
+    }
 
 
 def _viewed_to_pb(worker: WorkerView) -> router_pb2.ViewedWorker:

@@ -41,5 +41,13 @@ FILTERS: tuple[Filter, ...] = (live, card, draining, excluded, room)
 """In this order; the first reason is the one given."""
 
 
+LASTING = ("no room", "model card")
+"""How reasons begin that waiting alone does not cure."""
+
+
 def first_reason(view: RoutingView, worker: WorkerView) -> str:
-    return next((reason for check in FILTERS if (reason := check(view, worker))), "")
+    for check in FILTERS:
+        reason = check(view, worker)
+        if reason:
+            return reason
+    return ""

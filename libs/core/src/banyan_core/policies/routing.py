@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from banyan_core.cluster import WorkerView
 from banyan_core.policies.draw import Draws
-from banyan_core.policies.filters import first_reason
+from banyan_core.policies.filters import LASTING, first_reason
 from banyan_core.policies.pickers import Picker, any_one, best
 from banyan_core.policies.routing_view import Routed, RoutingView
 from banyan_core.policies.scorers import (
@@ -37,6 +37,7 @@ from banyan_core.types import (
 
 RETRY_SOON_NS = 200 * NS_PER_MS
 RETRY_LATE_NS = 1000 * NS_PER_MS
+_OTHER_ROLE = {role: f"its role is {role}" for role in Role}
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,18 +187,20 @@ class _Placing:
         totals: list[float] = []
         pooled = {worker.ref.worker_id for worker in pool}
         for worker in self._view.cluster.workers:
-            if worker.ref.worker_id not in pooled:
-                reason = self._reasons[worker.ref.worker_id] or f"its role is {worker.ref.role}"
-                self._candidates.append(Candidate(worker.ref.worker_id, role, reason))
+            worker_id = worker.ref.worker_id
+            if worker_id not in pooled:
+                reason = self._reasons[worker_id] or _OTHER_ROLE[worker.ref.role]
+                self._candidates.append(Candidate(worker_id, role, reason))
                 continue
             scores = tuple(
-                Score(scorer.name, _clamp(scorer.value(self._view, worker)), weight)
-                for scorer, weight in profile.scorers
+                [
+                    Score(scorer.name, _clamp(scorer.value(self._view, worker)), weight)
+                    for scorer, weight in profile.scorers
+                ]
             )
-            totals.append(_total(scores))
-            self._candidates.append(
-                Candidate(worker.ref.worker_id, role, scores=scores, total=totals[-1])
-            )
+            total = _total(scores)
+            totals.append(total)
+            self._candidates.append(Candidate(worker_id, role, scores=scores, total=total))
         return pool[profile.picker(totals, self._draws, role.value)]
 
     def _routed(self, decode: WorkerView, prefill: WorkerRef | None, reason: str) -> Routed:
@@ -219,7 +222,7 @@ class _Placing:
 
     def _retry_after_ns(self) -> int:
         """Later when waiting alone will not help: what is too large or of another model."""
-        lasting = all(r.startswith(("no room", "model card")) for r in self._reasons.values())
+        lasting = all(reason.startswith(LASTING) for reason in self._reasons.values())
         return RETRY_LATE_NS if lasting else RETRY_SOON_NS
 
     def _decision(self, reason: str) -> Decision:
@@ -235,10 +238,15 @@ class _Placing:
 
 
 def _clamp(value: float) -> float:
-    return min(1.0, max(0.0, value))
+    if value > 1.0:
+        return 1.0
+    return value if value > 0.0 else 0.0
 
 
 def _total(scores: Sequence[Score]) -> float:
     """The weighted mean; 0 when nothing weighs."""
-    weight = sum(score.weight for score in scores)
-    return sum(score.value * score.weight for score in scores) / weight if weight else 0.0
+    value = weight = 0.0
+    for score in scores:
+        value += score.value * score.weight
+        weight += score.weight
+    return value / weight if weight else 0.0

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from banyan_core.cluster import ClusterSnapshot, WorkerView
@@ -23,40 +24,43 @@ class Holdings:
     num_blocks: tuple[tuple[str, int], ...] = ()
     known: bool = True
 
-    def of(self, holder: str) -> int:
-        return next((count for name, count in self.num_blocks if name == holder), 0)
-
-    @property
-    def in_stores(self) -> int:
-        """The longest prefix, in blocks, that one kvstore has."""
-        stored = [count for name, count in self.num_blocks if name.startswith(STORE_PREFIX)]
-        return max(stored, default=0)
-
 
 @dataclass(frozen=True, slots=True)
 class RoutingView:
-    """All that a routing policy may look at. `cluster.now` is the instant of the decision."""
+    """All that a routing policy may look at. `cluster.now` is the instant of the decision.
+
+    `num_tokens` must have their KV before the next one can be sampled. Each scorer asks for each
+    worker, so what follows from the question alone is worked out once.
+    """
 
     cluster: ClusterSnapshot
     query: PlaceQuery
     holdings: Holdings
+    num_tokens: int = field(init=False)
+    _held: Mapping[str, int] = field(init=False)
+    _num_stored_blocks: int = field(init=False)  # the longest prefix that one kvstore has
 
-    @property
-    def num_tokens(self) -> int:
-        """Tokens whose KV must be there before the next one can be sampled."""
-        return self.query.num_prompt_tokens + self.query.num_output_tokens
+    def __post_init__(self) -> None:
+        held = self.holdings.num_blocks
+        stored = [count for name, count in held if name.startswith(STORE_PREFIX)]
+        num_tokens = self.query.num_prompt_tokens + self.query.num_output_tokens
+        object.__setattr__(self, "num_tokens", num_tokens)
+        object.__setattr__(self, "_held", dict(held))
+        object.__setattr__(self, "_num_stored_blocks", max(stored, default=0))
 
     def num_cached_tokens(self, worker: WorkerView) -> int:
         """Tokens that this worker holds. The last one is always computed."""
-        held = self.holdings.of(worker.ref.worker_id) * worker.block_size
-        return max(0, min(held, self.num_tokens - 1))
+        num_blocks = self._held.get(worker.ref.worker_id)
+        if not num_blocks:
+            return 0
+        return max(0, min(num_blocks * worker.block_size, self.num_tokens - 1))
 
     def num_uncached_tokens(self, worker: WorkerView) -> int:
         return self.num_tokens - self.num_cached_tokens(worker)
 
     def num_stored_tokens(self, worker: WorkerView) -> int:
         """Tokens that the worker lacks and could fetch from a kvstore."""
-        stored = min(self.holdings.in_stores * worker.block_size, self.num_tokens - 1)
+        stored = min(self._num_stored_blocks * worker.block_size, self.num_tokens - 1)
         return max(0, stored - self.num_cached_tokens(worker))
 
     def num_needed_blocks(self, worker: WorkerView) -> int:

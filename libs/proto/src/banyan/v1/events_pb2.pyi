@@ -410,6 +410,9 @@ class ScaleDecided(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     ACTUATOR_FIELD_NUMBER: _builtins.int
     APPLIED_FIELD_NUMBER: _builtins.int
+    FIGURE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    LIMITED_BY_FIELD_NUMBER: _builtins.int
     role: _common_pb2.Role.ValueType
     num_replicas_now: _builtins.int
     num_replicas_wanted: _builtins.int
@@ -417,6 +420,12 @@ class ScaleDecided(_message.Message):
     reason: _builtins.str
     actuator: _builtins.str
     applied: _builtins.bool
+    figure: _builtins.float
+    """what the policy saw, and"""
+    target: _builtins.float
+    """what it holds that against; absent when it has no such"""
+    limited_by: _builtins.str
+    """the last limit that changed its number, or empty"""
     def __init__(
         self,
         *,
@@ -427,11 +436,21 @@ class ScaleDecided(_message.Message):
         reason: _builtins.str = ...,
         actuator: _builtins.str = ...,
         applied: _builtins.bool = ...,
+        figure: _builtins.float | None = ...,
+        target: _builtins.float | None = ...,
+        limited_by: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_figure", b"_figure", "_target", b"_target", "figure", b"figure", "target", b"target"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["actuator", b"actuator", "applied", b"applied", "num_replicas_now", b"num_replicas_now", "num_replicas_wanted", b"num_replicas_wanted", "policy", b"policy", "reason", b"reason", "role", b"role"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_figure", b"_figure", "_target", b"_target", "actuator", b"actuator", "applied", b"applied", "figure", b"figure", "limited_by", b"limited_by", "num_replicas_now", b"num_replicas_now", "num_replicas_wanted", b"num_replicas_wanted", "policy", b"policy", "reason", b"reason", "role", b"role", "target", b"target"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__figure: _TypeAlias = _typing.Literal["figure"]  # noqa: Y015
+    _WhichOneofArgType__figure: _TypeAlias = _typing.Literal["_figure", b"_figure"]  # noqa: Y015
+    _WhichOneofReturnType__target: _TypeAlias = _typing.Literal["target"]  # noqa: Y015
+    _WhichOneofArgType__target: _TypeAlias = _typing.Literal["_target", b"_target"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__figure) -> _WhichOneofReturnType__figure | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__target) -> _WhichOneofReturnType__target | None: ...
 
 Global___ScaleDecided: _TypeAlias = ScaleDecided  # noqa: Y015

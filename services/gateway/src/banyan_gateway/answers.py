@@ -1,0 +1,168 @@
+"""The shape of answers, for the OpenAPI page; tests hold every real answer against it, strictly.
+
+Streams are written token by token and therefore not by these types, see `openai_format`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+Count = Annotated[int, Meta(ge=0)]
+FinishReason = Literal["stop", "length"]
+
+
+class Shape(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    pass
+
+
+class ErrorDetail(Shape):
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Error(Shape):
+    error: ErrorDetail
+
+
+class PromptTokensDetails(Shape):
+    cached_tokens: Count
+
+
+class UsageCounts(Shape):
+    prompt_tokens: Count
+    completion_tokens: Count
+    total_tokens: Count
+    prompt_tokens_details: PromptTokensDetails
+
+
+class TopLogprob(Shape):
+    token: str
+    logprob: float
+    bytes: list[int]
+
+
+class TokenLogprob(TopLogprob):
+    top_logprobs: list[TopLogprob]
+
+
+class ChatLogprobs(Shape):
+    content: list[TokenLogprob]
+    refusal: None
+
+
+class AnswerMessage(Shape):
+    role: Literal["assistant"]
+    content: str
+    refusal: None
+
+
+class ChatChoice(Shape):
+    index: Count
+    message: AnswerMessage
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason
+
+
+class Answer(Shape):
+    id: str
+    created: int
+    model: str
+    system_fingerprint: str
+
+
+class ChatAnswer(Answer):
+    object: Literal["chat.completion"]
+    choices: list[ChatChoice]
+    usage: UsageCounts
+
+
+class MessageDelta(Shape):
+    role: Literal["assistant"] | msgspec.UnsetType = msgspec.UNSET
+    content: str | msgspec.UnsetType = msgspec.UNSET
+
+
+class ChatChunkChoice(Shape):
+    index: Count
+    delta: MessageDelta
+    logprobs: ChatLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class ChatChunk(Answer):
+    object: Literal["chat.completion.chunk"]
+    choices: list[ChatChunkChoice]
+    usage: UsageCounts | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class PlainLogprobs(Shape):
+    tokens: list[str]
+    token_logprobs: list[float]
+    top_logprobs: list[dict[str, float]]
+    text_offset: list[Count]
+
+
+class CompletionChoice(Shape):
+    index: Count
+    text: str
+    logprobs: PlainLogprobs | None
+    finish_reason: FinishReason
+
+
+class CompletionAnswer(Answer):
+    object: Literal["text_completion"]
+    choices: list[CompletionChoice]
+    usage: UsageCounts
+
+
+class CompletionChunkChoice(Shape):
+    index: Count
+    text: str
+    logprobs: PlainLogprobs | None
+    finish_reason: FinishReason | None
+
+
+class CompletionChunk(Answer):
+    object: Literal["text_completion"]
+    choices: list[CompletionChunkChoice]
+    usage: UsageCounts | msgspec.UnsetType | None = msgspec.UNSET
+
+
+class Model(Shape):
+    id: str
+    object: Literal["model"]
+    created: int
+    owned_by: str
+    max_model_len: Count
+
+
+class Models(Shape):
+    object: Literal["list"]
+    data: list[Model]
+
+
+class Tokens(Shape):
+    count: Count
+    max_model_len: Count
+    tokens: list[Count]
+    token_strs: list[str] | None
+
+
+class Text(Shape):
+    prompt: str
+
+
+class Readiness(Shape):
+    ready: bool
+    reason: str
+
+
+class Version(Shape):
+    version: str
+
+
+RequestView = dict[str, Any]

@@ -1,0 +1,515 @@
+"""Where requests wait: order, bounds, the gate, the measured rate, the budget; then all at once."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from banyan_core.drain_rate import DrainRate
+from banyan_core.journey import JourneyLimits
+from banyan_core.journey_messages import (
+    Accepted,
+    Admitted,
+    ClientGone,
+    EndRequest,
+    JourneyFact,
+    NotPlaced,
+    Place,
+    Placed,
+    Refused,
+    Reported,
+    StartDecode,
+    StartPrefill,
+    WorkerLost,
+)
+from banyan_core.journeys import Journeys
+from banyan_core.queue import Queue, QueueLimits
+from banyan_core.retry_budget import RetryBudget, RetryLimits
+from banyan_core.types import (
+    NS_PER_MS,
+    NS_PER_S,
+    Candidate,
+    Decision,
+    Finish,
+    Outcome,
+    OutputToken,
+    Placement,
+    Refusal,
+    Role,
+    SamplingParams,
+    SequenceReport,
+    ShedReason,
+    WorkerRef,
+)
+from banyan_core.waiting_line import Ticket, WaitingLine
+
+LIMITS = QueueLimits(max_waiting=4, max_wait_ns=NS_PER_S, max_asking=2)
+
+
+def ticket(name: str, priority: int = 0, number: int = 0, due_ns: int = 0) -> Ticket:
+    return Ticket(name, 0, priority, due_ns, number, num_tokens=10)
+
+
+def shut(queue: Queue) -> None:
+    """Let the routers say that no worker has room, at instant 0."""
+    probe = ticket("probe", priority=-99)
+    queue.join(probe)
+    assert queue.next_turn(0) is probe
+    queue.gate.no_room(0, probe.name, NS_PER_S)
+
+
+def names(queue: Queue, now: int) -> list[str]:
+    """Everyone who asks now, each taken at once."""
+    taken = []
+    while (turn := queue.next_turn(now)) is not None:
+        queue.taken(turn)
+        taken.append(turn.request_id)
+    return taken
+
+
+# ---------------------------------------------------------------- order
+
+
+def test_class_then_running_answers_then_due_time_then_arrival() -> None:
+    queue = Queue(LIMITS)
+    shut(queue)
+    for waiting in (
+        ticket("late", number=4, due_ns=9),
+        ticket("early", number=3, due_ns=9),
+        ticket("hurried", number=5, due_ns=1),
+        Ticket("started", 0, 0, 99, 6, 10, started=True),
+        ticket("best class", priority=-1, number=7, due_ns=99),
+    ):
+        queue.join(waiting)
+    assert names(queue, 2 * NS_PER_S) == ["best class", "started", "hurried", "early", "late"]
+
+
+def test_who_steps_aside_does_not_block_and_comes_back_to_its_place() -> None:
+    line = WaitingLine()
+    line.add(ticket("first", number=1), not_before_ns=10)
+    line.add(ticket("second", number=2))
+    best = line.best()
+    assert best is not None and best.request_id == "second"
+    line.come_back(10)
+    best = line.best()
+    assert best is not None and best.request_id == "first"
+
+
+# ---------------------------------------------------------------- the gate
+
+
+def test_a_full_mesh_is_asked_by_one_then_by_more_as_they_are_taken() -> None:
+    queue = Queue(QueueLimits())
+    shut(queue)
+    for number in range(20):
+        queue.join(ticket(f"r{number}", number=number))
+    assert queue.next_turn(NS_PER_S - 1) is None
+    asking: list[Ticket] = []
+    sizes = []
+    for _ in range(4):
+        while (turn := queue.next_turn(NS_PER_S)) is not None:
+            asking.append(turn)
+        sizes.append(len(asking))
+        while asking:
+            queue.taken(asking.pop())
+    assert sizes == [1, 2, 4, 8]
+
+
+def test_an_end_of_our_own_lets_one_through_a_shut_gate() -> None:
+    queue = Queue(QueueLimits())
+    shut(queue)
+    for number in range(3):
+        queue.join(ticket(f"r{number}", number=number))
+    queue.gate.left_place("d0")
+    assert names(queue, 1) == ["r0"]
+
+
+def test_a_worker_that_refused_is_left_alone_for_longer_each_time() -> None:
+    gate = Queue(LIMITS).gate
+    gate.worker_full(0, "d0", 5 * NS_PER_MS)
+    assert gate.full_workers(20 * NS_PER_MS - 1) == ("d0",)
+    assert gate.full_workers(20 * NS_PER_MS) == ()
+    gate.worker_full(0, "d0", 5 * NS_PER_MS)
+    assert gate.full_workers(40 * NS_PER_MS - 1) == ("d0",)
+    gate.worker_free("d0")
+    assert gate.full_workers(1) == ()
+
+
+def test_asks_without_an_answer_do_not_hold_up_others_for_ever() -> None:
+    queue = Queue(LIMITS)
+    for number in range(3):
+        queue.join(ticket(f"r{number}", number=number))
+    assert queue.next_turn(0) and queue.next_turn(0)
+    assert queue.next_turn(0) is None
+    assert queue.next_wake(0) == NS_PER_S
+    queue.pass_time(NS_PER_S)
+    turn = queue.next_turn(NS_PER_S)
+    assert turn is not None and turn.request_id == "r2"
+
+
+# ---------------------------------------------------------------- the rate
+
+
+def test_the_rate_counts_full_time_only_and_better_classes_cost_their_share() -> None:
+    drain = DrainRate()
+    drain.pass_time(100 * NS_PER_S, full=False)
+    for quarter in range(1, 41):
+        drain.pass_time(100 * NS_PER_S + quarter * NS_PER_S // 4, full=True)
+        drain.took_one(-1 if quarter % 4 == 0 else 0)
+    assert drain.wait_ns(8, priority=-1) == 2 * NS_PER_S
+    assert drain.wait_ns(6, priority=0) == pytest.approx(2 * NS_PER_S, rel=0.1)
+
+
+def test_a_few_takings_or_an_outage_are_no_measurement() -> None:
+    drain = DrainRate()
+    drain.pass_time(NS_PER_S, full=True)
+    for _ in range(3):
+        drain.took_one(0)
+    assert drain.wait_ns(1, 0) is None
+    after_outage = DrainRate()
+    after_outage.pass_time(90 * NS_PER_S, full=True)
+    after_outage.took_one(0)
+    after_outage.pass_time(91 * NS_PER_S, full=True)
+    for _ in range(3):
+        after_outage.took_one(0)
+    assert after_outage.wait_ns(4, 0) == NS_PER_S
+
+
+def test_in_measured_overload_a_long_wait_ends_but_not_because_of_an_outage() -> None:
+    queue = Queue(QueueLimits(max_wait_ns=NS_PER_S, max_asking=1))
+    shut(queue)
+    waits = ticket("waits", priority=9)
+    queue.join(waits)
+    now = 0
+    for number in range(12):
+        now += NS_PER_S // 4
+        queue.pass_time(now)
+        assert not queue.overdue(now, waits, now - 3 * NS_PER_S) or number >= 4
+        served = ticket(f"r{number}", number=number)
+        queue.join(served)
+        queue.gate.left_place("d0")
+        assert names(queue, now)[0] == served.request_id
+        queue.join(waits)
+    assert queue.overdue(now, waits, 0)
+    assert not queue.overdue(now, waits, now - 2 * NS_PER_S)
+    queue.pass_time(now + 5 * NS_PER_S)
+    assert not queue.overdue(now + 5 * NS_PER_S, waits, 0)
+    outage_ended = now + 5 * NS_PER_S
+    queue.join(ticket("after"))
+    assert names(queue, outage_ended)[0] == "after"
+    queue.join(waits)
+    queue.pass_time(outage_ended + NS_PER_S)
+    assert not queue.overdue(outage_ended + NS_PER_S, waits, 0)
+
+
+# ---------------------------------------------------------------- the bounds
+
+
+def full_queue(num_taken: int) -> Queue:
+    """At 1 s, shut; took `num_taken` in the last second."""
+    queue = Queue(LIMITS)
+    shut(queue)
+    for number in range(num_taken):
+        queue.join(ticket(f"before{number}"))
+        queue.gate.left_place("d0")
+        assert names(queue, 1)
+    queue.pass_time(NS_PER_S - 1)
+    return queue
+
+
+def test_past_the_number_or_the_time_the_worst_is_shed() -> None:
+    queue = full_queue(4)
+    now = NS_PER_S - 1
+    for number in range(4):
+        waiting = ticket(f"r{number}", number=number)
+        if number < 3:
+            assert queue.judge(now, waiting, None) is None
+        queue.join(waiting)
+    last = ticket("last", number=9)
+    shed = queue.judge(now, last, None)
+    assert shed is not None and shed.ticket is last and shed.reason is ShedReason.QUEUE_FULL
+    better = queue.judge(now, ticket("better", priority=-1, number=10), None)
+    assert better is not None
+    assert (better.ticket.request_id, better.reason) == ("r3", ShedReason.PUSHED_OUT)
+
+
+def test_who_cannot_start_before_its_deadline_is_told_at_once() -> None:
+    queue = full_queue(4)
+    now = NS_PER_S - 1
+    queue.join(ticket("ahead", number=1))
+    hurried = ticket("hurried", number=2)
+    shed = queue.judge(now, hurried, now + 400 * NS_PER_MS)
+    assert shed is not None and shed.reason is ShedReason.DEADLINE
+    assert queue.judge(now, hurried, now + 600 * NS_PER_MS) is None
+
+
+def test_a_full_queue_of_a_mesh_that_takes_nothing_says_so() -> None:
+    queue = full_queue(0)
+    for number in range(4):
+        queue.join(ticket(f"r{number}", number=number))
+    shed = queue.judge(NS_PER_S - 1, ticket("last", number=9), None)
+    assert shed is not None and shed.reason is ShedReason.NO_CAPACITY
+
+
+def test_retry_after_is_the_time_that_those_who_wait_will_take_and_spread() -> None:
+    queue = full_queue(4)
+    for number in range(39):
+        queue.join(ticket(f"r{number}", number=number))
+    told = {queue.retry_after_ns(f"shed{number}") // NS_PER_S for number in range(50)}
+    assert min(told) >= 10 and max(told) <= 15 and len(told) > 3
+
+
+# ---------------------------------------------------------------- the budget
+
+
+def test_the_budget_is_a_burst_a_share_and_a_floor() -> None:
+    budget = RetryBudget(RetryLimits(percent=50, per_s=2, burst=3))
+    assert [budget.take(0) for _ in range(4)] == [True, True, True, False]
+    assert budget.next_ns(0) == NS_PER_S // 2
+    assert budget.take(NS_PER_S // 2)
+    budget.request_placed(NS_PER_S // 2)
+    assert not budget.take(NS_PER_S // 2)
+    budget.request_placed(NS_PER_S // 2)
+    assert budget.take(NS_PER_S // 2)
+    assert budget.num_left(100 * NS_PER_S) == 3
+
+
+def test_a_retry_without_budget_waits_for_it_and_holds_up_nobody() -> None:
+    queue = Queue(QueueLimits(retry=RetryLimits(percent=0, per_s=2, burst=1)))
+    for number in range(2):
+        queue.join(Ticket(f"lost{number}", 0, 0, 0, number, 10, started=True, retry=True))
+    queue.join(ticket("fresh", number=9))
+    assert names(queue, 0) == ["lost0", "fresh"]
+    assert queue.next_wake(0) == NS_PER_S // 2
+    queue.pass_time(NS_PER_S // 2)
+    assert names(queue, NS_PER_S // 2) == ["lost1"]
+
+
+# ---------------------------------------------------------------- all at once
+
+WORKERS = tuple(WorkerRef(f"d{n}", 1, f"d{n}:1", Role.DECODE) for n in range(3))
+RETRY = RetryLimits(percent=10, per_s=5, burst=6)
+BOUNDS = QueueLimits(max_waiting=6, max_wait_ns=NS_PER_S, max_asking=4, retry=RETRY)
+NUM_TOKENS = 3
+
+
+@dataclass
+class Game:
+    """Routers, workers and clients that act at random; the machine must keep its word."""
+
+    rng: random.Random
+    now: int = 0
+    num_accepted: int = 0
+    in_order: bool = False  # then there are no deadlines
+    num_retries: int = 0
+    num_first: int = 0
+    capacity: int = 4
+    asked: list[Place] = field(default_factory=list)
+    starting: dict[str, tuple[StartDecode | StartPrefill, WorkerRef]] = field(default_factory=dict)
+    running: dict[str, tuple[StartDecode | StartPrefill, WorkerRef]] = field(default_factory=dict)
+    num_done: dict[str, int] = field(default_factory=dict)  # output tokens, by sequence
+    priorities: list[int] = field(default_factory=list)  # by arrival
+    ends: dict[str, EndRequest] = field(default_factory=dict)
+    num_lost: dict[str, int] = field(default_factory=dict)
+    next_wake: int | None = None
+
+    def __post_init__(self) -> None:
+        limits = JourneyLimits(queue_timeout_ns=10 * NS_PER_S, queue=BOUNDS)
+        self.machine = Journeys("g0", 1, limits)
+        self.placed_once: dict[str, bool] = {}
+
+    def tell(self, *facts: JourneyFact) -> None:
+        stepped = self.machine.step(self.now, facts)
+        self.next_wake = stepped.next_wake
+        assert self.next_wake is None or self.next_wake >= self.now
+        for command in stepped.commands:
+            if isinstance(command, Place):
+                self.asked.append(command)
+                self._count(command)
+            elif isinstance(command, StartDecode | StartPrefill):
+                self.starting[command.spec.sequence_id] = (command, command.worker)
+            elif isinstance(command, EndRequest):
+                request_id = command.record.request_id
+                assert request_id not in self.ends, "it ended twice"
+                self.ends[request_id] = command
+        self._check()
+        if self.in_order:
+            self._check_order(
+                [c.query.request_id for c in stepped.commands if isinstance(c, Place)]
+            )
+
+    def _check_order(self, asked: list[str]) -> None:
+        """Whoever asked now: nobody of its class or a better one came earlier and still waits."""
+        waiting = [self._rank(r) for r in self._open() if self.machine.place_in_line(r)]
+        assert all(self._rank(request_id) < rank for request_id in asked for rank in waiting)
+
+    def _rank(self, request_id: str) -> tuple[int, int]:
+        number = int(request_id[1:])
+        return self.priorities[number - 1], number
+
+    def _count(self, command: Place) -> None:
+        """A place that follows a loss must have been paid for."""
+        request_id = command.query.request_id
+        if self.num_lost.pop(request_id, 0):
+            self.num_retries += 1
+        elif request_id not in self.placed_once:
+            self.num_first += 1
+            self.placed_once[request_id] = True
+        earned = RETRY.burst + self.num_first * RETRY.percent / 100
+        assert self.num_retries <= earned + self.now * RETRY.per_s / NS_PER_S + 1e-6
+
+    def _check(self) -> None:
+        waiting = [r for r in self._open() if self.machine.place_in_line(r) is not None]
+        fresh = [r for r in waiting if not self._journey_tokens(r)]
+        # Who was placed and came back without a token keeps its place, though it is taken since.
+        num_may_return = BOUNDS.max_asking + self.capacity
+        assert len(fresh) <= BOUNDS.max_waiting + num_may_return
+        assert self.machine.num_open == self.num_accepted - len(self.ends)
+
+    def _journey_tokens(self, request_id: str) -> int:
+        journey = self.machine.journey(request_id)
+        assert journey is not None
+        return len(journey.choices[0].tokens)
+
+    def _open(self) -> list[str]:
+        ids = (f"r{number}" for number in range(1, self.num_accepted + 1))
+        return [request_id for request_id in ids if request_id not in self.ends]
+
+    # ------------------------------------------------------------ moves
+
+    def arrive(self) -> None:
+        self.num_accepted += 1
+        hurried = not self.in_order and self.rng.random() < 0.3
+        self.priorities.append(self.rng.choice((-1, 0, 0, 1)))
+        deadline = self.now + self.rng.randint(1, 5) * NS_PER_S if hurried else None
+        self.tell(
+            Accepted(
+                request_id=f"r{self.num_accepted}",
+                tenant="t",
+                model="m",
+                card_digest=b"card",
+                prompt_token_ids=(1, 2, 3),
+                block_hashes=(),
+                salt=b"",
+                sampling=SamplingParams(max_tokens=NUM_TOKENS),
+                num_choices=1,
+                priority=self.priorities[-1],
+                received_ns=self.now,
+                deadline_ns=deadline,
+                stream=True,
+            )
+        )
+
+    def answer_router(self) -> None:
+        if not self.asked:
+            return
+        query = self.asked.pop(0).query
+        workers = [w for w in WORKERS if w.worker_id not in query.excluded]
+        reply = (query.request_id, query.choice, query.attempt)
+        if workers:
+            worker = self.rng.choice(workers)
+            self.tell(Placed(*reply, Placement(worker), Decision("test", 1)))
+            return
+        candidates = tuple(
+            Candidate(w.worker_id, w.role, "excluded by the gateway") for w in WORKERS
+        )
+        decision = Decision("test", 1, candidates)
+        self.tell(NotPlaced(*reply, Refusal("none", 200 * NS_PER_MS), decision))
+
+    def answer_worker(self) -> None:
+        if not self.starting:
+            return
+        sequence_id = next(iter(self.starting))
+        command, worker = self.starting.pop(sequence_id)
+        if len(self.running) >= self.capacity:
+            self.tell(Refused(worker.worker_id, sequence_id, Refusal("full", 30 * NS_PER_MS)))
+        else:
+            self.running[sequence_id] = (command, worker)
+            self.tell(Admitted(worker.worker_id, sequence_id))
+
+    def serve(self) -> None:
+        """One more token for somebody."""
+        if not self.running:
+            return
+        sequence_id = self.rng.choice(list(self.running))
+        command, worker = self.running[sequence_id]
+        index = self.num_done.get(sequence_id, len(command.spec.output_token_ids))
+        self.num_done[sequence_id] = index + 1
+        finish = Finish.LENGTH if index + 1 == NUM_TOKENS else None
+        if finish is not None:
+            del self.running[sequence_id]
+        report = SequenceReport(sequence_id, index, (OutputToken(index),), finish)
+        self.tell(Reported(worker.worker_id, (report,)))
+
+    def kill(self) -> None:
+        worker = self.rng.choice(WORKERS)
+        for group in (self.starting, self.running):
+            for sequence_id in [s for s, (_, on) in group.items() if on == worker]:
+                del group[sequence_id]
+                request_id = sequence_id.split("/")[0]
+                if request_id not in self.ends:
+                    self.num_lost[request_id] = 1
+        self.tell(WorkerLost(worker.worker_id, worker.epoch, "killed"))
+
+    def leave(self) -> None:
+        candidates = self._open()
+        if candidates:
+            self.tell(ClientGone(self.rng.choice(candidates), "left"))
+
+    def wait(self) -> None:
+        self.now += self.rng.choice((1, 10, 50, 300)) * NS_PER_MS
+        self.tell()
+
+    def finish(self) -> None:
+        """Everybody acts until all have ended."""
+        for _ in range(1000):
+            if len(self.ends) == self.num_accepted:
+                return
+            self.answer_router()
+            self.answer_worker()
+            self.serve()
+            self.wait()
+        raise AssertionError(f"never ended: {self._open()}")
+
+
+MOVES = (
+    *("arrive",) * 5,
+    *("answer_router",) * 6,
+    *("answer_worker",) * 6,
+    *("serve",) * 4,
+    *("wait",) * 3,
+    "kill",
+    "leave",
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(seed=st.integers(0, 2**32), num_moves=st.integers(10, 250))
+def test_whatever_happens_the_queue_keeps_its_word(seed: int, num_moves: int) -> None:
+    """Bounds hold, nobody is forgotten or ended twice, retries are paid for."""
+    game = Game(random.Random(seed))
+    for _ in range(num_moves):
+        getattr(game, game.rng.choice(MOVES))()
+    game.finish()
+    for end in game.ends.values():
+        if end.record.outcome is Outcome.FAILED:  # with tokens, only the client's own word does it
+            assert end.record.num_output_tokens and end.record.reason == "its deadline passed"
+        assert (end.record.shed is not None) == (end.record.outcome is Outcome.SHED)
+        if end.record.shed is not None:
+            assert end.retryable and NS_PER_S <= end.retry_after_ns <= 60 * NS_PER_S
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_within_a_class_they_are_served_in_the_order_of_their_arrival(seed: int) -> None:
+    """Refusals and all: while nobody is lost or hurried, nobody is overtaken by its own class."""
+    game = Game(random.Random(seed), in_order=True)
+    moves = [move for move in MOVES if move not in ("kill", "leave")]
+    for _ in range(300):
+        getattr(game, game.rng.choice(moves))()
+    game.finish()
+    assert any(end.record.outcome is Outcome.FINISHED for end in game.ends.values())
+    assert any(end.record.shed is not None for end in game.ends.values())
