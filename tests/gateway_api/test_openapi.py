@@ -9,7 +9,7 @@ import pytest
 from tests.gateway_api.conftest import CONTEXT_TOKENS, app_of
 from tests.gateway_api.echo_gateway import EchoGateway
 
-from banyan_gateway import answers
+from banyan_gateway import answer_shapes
 from banyan_gateway.auth import KeyRing
 from banyan_gateway.openapi import OPERATIONS
 from banyan_text.tokenizer import ByteTokenizer
@@ -123,13 +123,13 @@ async def test_answers_have_the_described_shape(
     kinds = {
         "/v1/chat/completions": (
             CHAT | ({"logprobs": True, "top_logprobs": 2} if logprobs else {}),
-            answers.ChatAnswer,
-            answers.ChatChunk,
+            answer_shapes.ChatAnswer,
+            answer_shapes.ChatChunk,
         ),
         "/v1/completions": (
             PLAIN | ({"logprobs": 2} if logprobs else {}),
-            answers.CompletionAnswer,
-            answers.CompletionChunk,
+            answer_shapes.CompletionAnswer,
+            answer_shapes.CompletionChunk,
         ),
     }
     for path, (body, whole, chunk) in kinds.items():
@@ -145,13 +145,13 @@ async def test_answers_have_the_described_shape(
 
 async def test_other_answers_have_the_described_shape(http: httpx2.AsyncClient) -> None:
     shapes: dict[str, tuple[dict[str, Any] | None, Any]] = {
-        "/v1/models": (None, answers.Models),
-        "/v1/models/echo": (None, answers.Model),
-        "/ready": (None, answers.Readiness),
-        "/version": (None, answers.Version),
-        "/tokenize": ({"prompt": "é", "return_token_strs": True}, answers.Tokens),
-        "/detokenize": ({"tokens": [97]}, answers.Text),
-        "/v1/nothing": (None, answers.Error),
+        "/v1/models": (None, answer_shapes.Models),
+        "/v1/models/echo": (None, answer_shapes.Model),
+        "/ready": (None, answer_shapes.Readiness),
+        "/version": (None, answer_shapes.Version),
+        "/tokenize": ({"prompt": "é", "return_token_strs": True}, answer_shapes.Tokens),
+        "/detokenize": ({"tokens": [97]}, answer_shapes.Text),
+        "/v1/nothing": (None, answer_shapes.Error),
     }
     for path, (body, shape) in shapes.items():
         response = await (http.get(path) if body is None else http.post(path, json=body))

@@ -25,16 +25,16 @@ class BodyReader:
         """The raw body. Raises ApiError 408, 413, 415, or 503 when too much is being read;
         ClientDisconnect when the client is gone."""
         self._check_head(request)
-        chunks: list[bytes] = []
+        body = bytearray()
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._fill(chunks, request)
-            yield b"".join(chunks)
+                await self._fill(body, request)
+            yield bytes(body)
         except TimeoutError:
             message = f"the body did not arrive within {self._timeout_s} s"
             raise ApiError(408, message) from None
         finally:
-            self._num_bytes -= sum(map(len, chunks))
+            self._num_bytes -= len(body)
 
     def _check_head(self, request: Request) -> None:
         kind = request.headers.get("content-type", "application/json").partition(";")[0]
@@ -46,17 +46,15 @@ class BodyReader:
         if length.isdecimal() and int(length[:20]) > self._max_bytes:
             raise self._too_large()
 
-    async def _fill(self, chunks: list[bytes], request: Request) -> None:
-        num_bytes = 0
+    async def _fill(self, body: bytearray, request: Request) -> None:
         async for chunk in request.stream():
-            num_bytes += len(chunk)
-            if num_bytes > self._max_bytes:
+            if len(body) + len(chunk) > self._max_bytes:
                 raise self._too_large()
             if self._num_bytes + len(chunk) > self._total_bytes_max:
                 message = "too many large bodies arrive at once"
                 raise ApiError(503, message, code="overloaded", retry_after_s=1.0)
             self._num_bytes += len(chunk)
-            chunks.append(chunk)
+            body += chunk
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body exceeds {self._max_bytes} bytes", code="body_too_large")

@@ -14,7 +14,7 @@ from typing import Any, Final
 import msgspec
 
 from banyan_core.types import ModelCard
-from banyan_gateway import answers
+from banyan_gateway import answer_shapes
 from banyan_gateway.schema import (
     HARMLESS,
     MESSAGE_NOT_YET,
@@ -60,9 +60,9 @@ OPERATIONS: Final = (
         "/v1/chat/completions",
         "chat",
         "Answer a conversation",
-        answers.ChatAnswer,
+        answer_shapes.ChatAnswer,
         ChatBody,
-        answers.ChatChunk,
+        answer_shapes.ChatChunk,
         refusals=_WITH_RETRY_AFTER,
     ),
     Operation(
@@ -70,18 +70,18 @@ OPERATIONS: Final = (
         "/v1/completions",
         "completion",
         "Continue one or more texts",
-        answers.CompletionAnswer,
+        answer_shapes.CompletionAnswer,
         CompletionBody,
-        answers.CompletionChunk,
+        answer_shapes.CompletionChunk,
         refusals=_WITH_RETRY_AFTER,
     ),
-    Operation("GET", "/v1/models", "models", "The model that is served", answers.Models),
+    Operation("GET", "/v1/models", "models", "The model that is served", answer_shapes.Models),
     Operation(
         "GET",
         "/v1/models/{model_id}",
         "model",
         "One model",
-        answers.Model,
+        answer_shapes.Model,
         refusals=(404,),
     ),
     Operation(
@@ -92,20 +92,24 @@ OPERATIONS: Final = (
         dict,
         refusals=(404,),
     ),
-    Operation("POST", "/tokenize", "tokenize", "Text to tokens", answers.Tokens, TokenizeBody),
-    Operation("POST", "/detokenize", "detokenize", "Tokens to text", answers.Text, DetokenizeBody),
+    Operation(
+        "POST", "/tokenize", "tokenize", "Text to tokens", answer_shapes.Tokens, TokenizeBody
+    ),
+    Operation(
+        "POST", "/detokenize", "detokenize", "Tokens to text", answer_shapes.Text, DetokenizeBody
+    ),
     Operation("GET", "/health", "health", "The process serves", is_open=True),
     Operation(
         "GET",
         "/ready",
         "ready",
         "Requests can be served",
-        answers.Readiness,
+        answer_shapes.Readiness,
         refusals=(503,),
         is_open=True,
     ),
     Operation("GET", "/metrics", "metrics", "Figures for Prometheus", str),
-    Operation("GET", "/version", "version", "This gateway's version", answers.Version),
+    Operation("GET", "/version", "version", "This gateway's version", answer_shapes.Version),
     Operation("GET", "/openapi.json", "openapi", "This page", dict),
 )
 
@@ -201,7 +205,7 @@ def _event(chunk: type) -> dict[str, object]:
         "type": "object",
         "required": ["data"],
         "properties": {"data": {"type": "string", "description": about}},
-        "x-data": {"oneOf": [_ref(chunk), _ref(answers.Error)]},
+        "x-data": {"oneOf": [_ref(chunk), _ref(answer_shapes.Error)]},
     }
 
 
@@ -210,7 +214,7 @@ def _refusal(each: Operation, status: int) -> dict[str, object]:
     if status in _WITH_RETRY_AFTER:
         headers["retry-after"] = _RETRY_AFTER
     # That a gateway is not ready is the answer to the question, not a refusal to answer it.
-    shape = each.answer if each.name == "ready" and status == 503 else answers.Error
+    shape = each.answer if each.name == "ready" and status == 503 else answer_shapes.Error
     assert shape is not None
     return {
         "description": HTTPStatus(status).phrase,
@@ -225,7 +229,7 @@ def _ref(kind: type) -> dict[str, str]:
 
 def _schemas(card: ModelCard, vocab_size: int) -> dict[str, Any]:
     """The types' own schemas, with what depends on the model or on `validate` put in."""
-    kinds: list[type] = [answers.Error]
+    kinds: list[type] = [answer_shapes.Error]
     for each in OPERATIONS:
         mentioned = (each.body, each.answer, each.chunk)
         kinds += [kind for kind in mentioned if kind and kind not in (str, dict)]

@@ -56,8 +56,7 @@ class Reply(Response):
             self._extra_headers.append((b"x-banyan-ignored-fields", names))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        send_body = scope["state"].get("send_body", send)
-        writer = Writer(send, send_body, self._options.write_timeout_s)
+        writer = Writer(send, scope["state"]["send_body"], self._options.write_timeout_s)
         try:
             await while_connected(receive, self._answer(writer))
         except SlowClient as error:

@@ -42,7 +42,7 @@ def explain(text: str, kind: type) -> ApiError:
     if "got `" in what or not path:
         words = re.sub(r"`([^`]*)`", lambda found: _types(found[1]), what)
         return invalid(path or "body", words[:1].lower() + words[1:])
-    expected = " or ".join(dict.fromkeys(_expected(_at(kind, path))))
+    expected = " or ".join(dict.fromkeys(map(_expected, _at(kind, path))))
     return invalid(path, f"expected {expected}")
 
 
@@ -81,11 +81,7 @@ def _alternatives(
     return [] if schema.get("type") == "null" else [schema]
 
 
-def _expected(alternatives: list[Mapping[str, Any]]) -> list[str]:
-    return [_one(schema) for schema in alternatives]
-
-
-def _one(schema: Mapping[str, Any]) -> str:
+def _expected(schema: Mapping[str, Any]) -> str:
     if "enum" in schema:
         return "one of " + ", ".join(map(str, schema["enum"]))
     kind = schema.get("type", "a value")

@@ -5,7 +5,7 @@ Streams are written token by token and therefore not by these types, see `openai
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta
@@ -68,14 +68,14 @@ class ChatChoice(Shape):
     finish_reason: FinishReason
 
 
-class Answer(Shape):
+class AnswerFields(Shape):
     id: str
     created: int
     model: str
     system_fingerprint: str
 
 
-class ChatAnswer(Answer):
+class ChatAnswer(AnswerFields):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: UsageCounts
@@ -93,7 +93,7 @@ class ChatChunkChoice(Shape):
     finish_reason: FinishReason | None
 
 
-class ChatChunk(Answer):
+class ChatChunk(AnswerFields):
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
     usage: UsageCounts | msgspec.UnsetType | None = msgspec.UNSET
@@ -113,7 +113,7 @@ class CompletionChoice(Shape):
     finish_reason: FinishReason
 
 
-class CompletionAnswer(Answer):
+class CompletionAnswer(AnswerFields):
     object: Literal["text_completion"]
     choices: list[CompletionChoice]
     usage: UsageCounts
@@ -126,7 +126,7 @@ class CompletionChunkChoice(Shape):
     finish_reason: FinishReason | None
 
 
-class CompletionChunk(Answer):
+class CompletionChunk(AnswerFields):
     object: Literal["text_completion"]
     choices: list[CompletionChunkChoice]
     usage: UsageCounts | msgspec.UnsetType | None = msgspec.UNSET
@@ -163,6 +163,3 @@ class Readiness(Shape):
 
 class Version(Shape):
     version: str
-
-
-RequestView = dict[str, Any]
