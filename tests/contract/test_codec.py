@@ -51,9 +51,26 @@ SAMPLING = st.builds(
     stop_token_ids=TOKENS,
     logprobs=st.booleans(),
     num_top_logprobs=U32,
+    typical_p=DOUBLE,
+    bad_words=some(TOKENS),
+    allowed_token_ids=TOKENS,
+    num_prompt_logprobs=st.none() | U32,
+    grammar=st.none() | st.builds(types.Grammar, st.sampled_from(types.GrammarKind), NAME),
 )
+ADAPTER = st.builds(types.Adapter, NAME, BYTES)
 SPEC = st.builds(
-    types.SequenceSpec, NAME, NAME, U64, BYTES, TOKENS, TOKENS, SAMPLING, BYTES, I32, U64
+    types.SequenceSpec,
+    NAME,
+    NAME,
+    U64,
+    BYTES,
+    TOKENS,
+    TOKENS,
+    SAMPLING,
+    BYTES,
+    I32,
+    U64,
+    st.none() | ADAPTER,
 )
 OUTPUT = st.builds(types.OutputToken, U32) | st.builds(
     types.OutputToken, U32, DOUBLE, some(st.tuples(U32, DOUBLE))
@@ -67,6 +84,7 @@ REPORT = st.builds(
     st.none() | st.sampled_from(types.Finish),
     NAME,
     st.none() | FIGURES,
+    some(OUTPUT),
 )
 SCORE = st.builds(types.Score, NAME, DOUBLE, DOUBLE)
 CANDIDATE = st.builds(types.Candidate, NAME, ROLE, NAME, some(SCORE), DOUBLE)

@@ -101,12 +101,40 @@ class ModelCard:
         return hashlib.sha256(repr(self).encode()).digest()[:16]
 
 
+class GrammarKind(StrEnum):
+    """How the text of a `Grammar` is to be read."""
+
+    JSON_OBJECT = "json_object"  # any object; no text
+    JSON_SCHEMA = "json_schema"
+    REGEX = "regex"
+    CHOICE = "choice"  # a JSON list of strings
+    LARK = "lark"  # in llguidance's dialect
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What the output's text must match. Its state is rebuilt from the output's tokens alone."""
+
+    kind: GrammarKind
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A LoRA adapter. The digest covers its config and weights, and is part of the block salt."""
+
+    name: str
+    digest: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingParams:
-    """How tokens are drawn. Temperature 0 is greedy; `top_k` 0 is off.
+    """How tokens are drawn. Temperature 0 is greedy; `top_k` 0 is off; so are 1.0s.
 
     Token `index` of a sequence is a pure function of its logits, these values and the output so
-    far: the only randomness is H(seed, index).
+    far: the only randomness is H(seed, index). `bad_words` are runs of tokens that the output
+    never completes; `allowed_token_ids`, unless empty, are all that may be drawn.
+    `num_prompt_logprobs` is None, or how many alternatives each prompt token is reported with.
     """
 
     temperature: float = 1.0
@@ -124,6 +152,11 @@ class SamplingParams:
     stop_token_ids: tuple[int, ...] = ()
     logprobs: bool = False
     num_top_logprobs: int = 0
+    typical_p: float = 1.0
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    allowed_token_ids: tuple[int, ...] = ()
+    num_prompt_logprobs: int | None = None
+    grammar: Grammar | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +177,7 @@ class SequenceSpec:
     salt: bytes
     priority: int = 0
     remaining_ns: int = 0
+    adapter: Adapter | None = None
 
     @property
     def request_id(self) -> str:
@@ -176,7 +210,11 @@ class SequenceFigures:
 
 @dataclass(slots=True)  # not frozen: one is made per token, and freezing makes that 1 us slower
 class SequenceReport:
-    """News of one sequence: new tokens, or its end, or both."""
+    """News of one sequence: new tokens, or its end, or both.
+
+    `prompt_logprobs`, if they were asked for, come once, with the first token: one entry for each
+    prompt token after the first.
+    """
 
     sequence_id: str
     first_index: int
@@ -184,6 +222,7 @@ class SequenceReport:
     finish: Finish | None = None
     error: str = ""
     figures: SequenceFigures | None = None
+    prompt_logprobs: tuple[OutputToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,10 @@ from functools import lru_cache
 
 from banyan.v1 import common_pb2, worker_pb2
 from banyan_core.types import (
+    Adapter,
     Finish,
+    Grammar,
+    GrammarKind,
     LeasedKv,
     OutputToken,
     Refusal,
@@ -45,7 +48,24 @@ def sampling_to_pb(params: SamplingParams) -> common_pb2.SamplingParams:
         stop_token_ids=params.stop_token_ids,
         logprobs=params.logprobs,
         num_top_logprobs=params.num_top_logprobs,
+        typical_p=params.typical_p,
+        bad_words=[common_pb2.TokenRun(token_ids=run) for run in params.bad_words],
+        allowed_token_ids=params.allowed_token_ids,
+        num_prompt_logprobs=params.num_prompt_logprobs,
+        grammar=None if params.grammar is None else _grammar_to_pb(params.grammar),
     )
+
+
+def _grammar_to_pb(grammar: Grammar) -> common_pb2.Grammar:
+    return common_pb2.Grammar(kind=grammar.kind.value, text=grammar.text)
+
+
+def _grammar_from_pb(message: common_pb2.Grammar) -> Grammar:
+    try:
+        return Grammar(GrammarKind(message.kind), message.text)
+    except ValueError:
+        known = ", ".join(GrammarKind)
+        raise ValueError(f"grammar.kind: {message.kind!r}, expected one of {known}") from None
 
 
 def sampling_from_pb(message: common_pb2.SamplingParams) -> SamplingParams:
@@ -66,6 +86,13 @@ def sampling_from_pb(message: common_pb2.SamplingParams) -> SamplingParams:
         stop_token_ids=tuple(message.stop_token_ids),
         logprobs=message.logprobs,
         num_top_logprobs=message.num_top_logprobs,
+        typical_p=message.typical_p if message.HasField("typical_p") else 1.0,
+        bad_words=tuple([tuple(run.token_ids) for run in message.bad_words]),
+        allowed_token_ids=tuple(message.allowed_token_ids),
+        num_prompt_logprobs=(
+            message.num_prompt_logprobs if message.HasField("num_prompt_logprobs") else None
+        ),
+        grammar=_grammar_from_pb(message.grammar) if message.HasField("grammar") else None,
     )
 
 
@@ -81,6 +108,11 @@ def sequence_spec_to_pb(spec: SequenceSpec) -> worker_pb2.SequenceSpec:
         salt=spec.salt,
         priority=spec.priority,
         remaining_ns=spec.remaining_ns,
+        adapter=(
+            None
+            if spec.adapter is None
+            else common_pb2.Adapter(name=spec.adapter.name, digest=spec.adapter.digest)
+        ),
     )
 
 
@@ -97,6 +129,11 @@ def sequence_spec_from_pb(message: worker_pb2.SequenceSpec) -> SequenceSpec:
         salt=message.salt,
         priority=message.priority,
         remaining_ns=message.remaining_ns,
+        adapter=(
+            Adapter(message.adapter.name, message.adapter.digest)
+            if message.HasField("adapter")
+            else None
+        ),
     )
 
 
@@ -182,6 +219,7 @@ def sequence_report_to_pb(report: SequenceReport) -> worker_pb2.SequenceReport:
         finish=finish,
         error=report.error,
         figures=None if report.figures is None else figures_to_pb(report.figures),
+        prompt_logprobs=[output_token_to_pb(token) for token in report.prompt_logprobs],
     )
 
 
@@ -194,6 +232,13 @@ def sequence_report_from_pb(message: worker_pb2.SequenceReport) -> SequenceRepor
             raise ValueError(f"finish: {number} is not a known end")
         finish = _FINISH_FROM_PB[number]
     figures = figures_from_pb(message.figures) if message.HasField("figures") else None
+    prompt_logprobs = tuple([output_token_from_pb(token) for token in message.prompt_logprobs])
     return SequenceReport(
-        message.sequence_id, message.first_index, tokens, finish, message.error, figures
+        message.sequence_id,
+        message.first_index,
+        tokens,
+        finish,
+        message.error,
+        figures,
+        prompt_logprobs,
     )

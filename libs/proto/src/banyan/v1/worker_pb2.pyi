@@ -168,6 +168,7 @@ class SequenceSpec(_message.Message):
     SALT_FIELD_NUMBER: _builtins.int
     PRIORITY_FIELD_NUMBER: _builtins.int
     REMAINING_NS_FIELD_NUMBER: _builtins.int
+    ADAPTER_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     """request/choice/attempt, never used twice"""
     gateway_id: _builtins.str
@@ -186,6 +187,8 @@ class SequenceSpec(_message.Message):
 
     @_builtins.property
     def sampling(self) -> _common_pb2.SamplingParams: ...
+    @_builtins.property
+    def adapter(self) -> _common_pb2.Adapter: ...
     def __init__(
         self,
         *,
@@ -199,10 +202,11 @@ class SequenceSpec(_message.Message):
         salt: _builtins.bytes = ...,
         priority: _builtins.int = ...,
         remaining_ns: _builtins.int = ...,
+        adapter: _common_pb2.Adapter | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["sampling", b"sampling"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "sampling", b"sampling"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["card_digest", b"card_digest", "gateway_epoch", b"gateway_epoch", "gateway_id", b"gateway_id", "output_token_ids", b"output_token_ids", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "remaining_ns", b"remaining_ns", "salt", b"salt", "sampling", b"sampling", "sequence_id", b"sequence_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["adapter", b"adapter", "card_digest", b"card_digest", "gateway_epoch", b"gateway_epoch", "gateway_id", b"gateway_id", "output_token_ids", b"output_token_ids", "priority", b"priority", "prompt_token_ids", b"prompt_token_ids", "remaining_ns", b"remaining_ns", "salt", b"salt", "sampling", b"sampling", "sequence_id", b"sequence_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -471,6 +475,7 @@ class SequenceReport(_message.Message):
     FINISH_FIELD_NUMBER: _builtins.int
     ERROR_FIELD_NUMBER: _builtins.int
     FIGURES_FIELD_NUMBER: _builtins.int
+    PROMPT_LOGPROBS_FIELD_NUMBER: _builtins.int
     sequence_id: _builtins.str
     first_index: _builtins.int
     """of tokens[0] among the sequence's output tokens"""
@@ -482,6 +487,10 @@ class SequenceReport(_message.Message):
     def figures(self) -> Global___SequenceFigures:
         """with the first token, and with the end"""
 
+    @_builtins.property
+    def prompt_logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___OutputToken]:
+        """with the first token, if they were asked for"""
+
     def __init__(
         self,
         *,
@@ -491,10 +500,11 @@ class SequenceReport(_message.Message):
         finish: Global___Finish.ValueType = ...,
         error: _builtins.str = ...,
         figures: Global___SequenceFigures | None = ...,
+        prompt_logprobs: _abc.Iterable[Global___OutputToken] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["figures", b"figures"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "figures", b"figures", "finish", b"finish", "first_index", b"first_index", "sequence_id", b"sequence_id", "tokens", b"tokens"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["error", b"error", "figures", b"figures", "finish", b"finish", "first_index", b"first_index", "prompt_logprobs", b"prompt_logprobs", "sequence_id", b"sequence_id", "tokens", b"tokens"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
