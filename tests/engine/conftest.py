@@ -12,6 +12,7 @@ import torch
 from banyan_core.runner import PlanItem
 from banyan_core.types import SamplingParams
 from banyan_engine.random_model import TINY_CONFIG, write_random_model
+from banyan_engine.spans import Span
 
 CONFIGS: dict[str, dict[str, object]] = {
     "grouped heads": {},
@@ -52,6 +53,15 @@ class Script:
             num_prompt_tokens=len(self.token_ids),
             prompt_token_ids=self.token_ids,
             output_token_ids=(),
+        )
+
+    def span(self, start: int, end: int, *, num_sampled: int = 1) -> Span:
+        """The same positions as a forward pass takes them."""
+        return Span(
+            token_ids=torch.tensor(self.token_ids[start:end]),
+            start=start,
+            block_table=torch.tensor(self.block_table),
+            num_sampled=num_sampled,
         )
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from banyan_core.runner import PlanItem
-from banyan_core.types import KvLayout, SamplingParams
+from banyan_core.types import KvLayout
 from banyan_engine.attention import PagedAttention, attend_dense
 from banyan_engine.paged_kv import PagedKv
+from banyan_engine.spans import Span
 from banyan_engine.tiled_forward import TILE_TOKENS, attend_tile
 
 NUM_KV_HEADS, HEAD_DIM, BLOCK_SIZE = 2, 8, 4
@@ -23,13 +23,11 @@ def rows(num_tokens: int, num_heads: int, seed: int) -> Tensor:
     return torch.randn(num_tokens, num_heads, HEAD_DIM, generator=generator)
 
 
-def item(number: int, start: int, end: int) -> PlanItem:
+def span(number: int, start: int, end: int) -> Span:
     first = number * BLOCKS_EACH
     # Scattered: every second block of the sequence's share from behind.
     blocks = [*range(first + BLOCKS_EACH - 1, first, -2), *range(first, first + BLOCKS_EACH, 2)]
-    return PlanItem(
-        f"s{number}", (1,) * (end - start), start, tuple(blocks), True, SamplingParams(), 0, (), ()
-    )
+    return Span(torch.ones(end - start, dtype=torch.int64), start, torch.tensor(blocks), 1)
 
 
 def spelled_out(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -53,24 +51,24 @@ def test_the_reference_is_attention_by_the_book(num_new: int, num_all: int) -> N
     assert torch.allclose(attend_dense(q, k, v), spelled_out(q, k, v), atol=1e-6)
 
 
-def paged_agrees(num_heads: int, spans: Sequence[tuple[int, int]]) -> None:
+def paged_agrees(num_heads: int, bounds: Sequence[tuple[int, int]]) -> None:
     kv = PagedKv(
-        KvLayout(1, NUM_KV_HEADS, HEAD_DIM, "float32"), BLOCKS_EACH * len(spans), BLOCK_SIZE
+        KvLayout(1, NUM_KV_HEADS, HEAD_DIM, "float32"), BLOCKS_EACH * len(bounds), BLOCK_SIZE
     )
-    items = [item(number, start, end) for number, (start, end) in enumerate(spans)]
+    spans = [span(number, start, end) for number, (start, end) in enumerate(bounds)]
     wanted, queries = [], []
-    for number, (start, end) in enumerate(spans):
+    for number, (start, end) in enumerate(bounds):
         k, v = rows(end, NUM_KV_HEADS, 2 * number), rows(end, NUM_KV_HEADS, 2 * number + 1)
-        kv.write(0, kv.slots(0, end, items[number].block_table), k, v)
+        kv.write(0, kv.slots(0, end, spans[number].block_table), k, v)
         queries.append(rows(end - start, num_heads, 100 + number))
         wanted.append(attend_dense(queries[-1], k, v))
-    attention = PagedAttention(kv, items, torch.float32)
+    attention = PagedAttention(kv, spans, torch.float32)
     assert torch.allclose(attention.attend(0, torch.cat(queries)), torch.cat(wanted), atol=2e-6)
 
 
 @pytest.mark.parametrize("num_heads", [2, 4, 6])
 @pytest.mark.parametrize(
-    "spans",
+    "bounds",
     [
         [(0, 1)],
         [(0, 7)],
@@ -79,20 +77,20 @@ def paged_agrees(num_heads: int, spans: Sequence[tuple[int, int]]) -> None:
     ],
 )
 def test_paged_attention_agrees_with_the_reference(
-    num_heads: int, spans: list[tuple[int, int]]
+    num_heads: int, bounds: list[tuple[int, int]]
 ) -> None:
-    paged_agrees(num_heads, spans)
+    paged_agrees(num_heads, bounds)
 
 
 def test_a_neighbours_nan_stays_with_the_neighbour() -> None:
     kv = PagedKv(KvLayout(1, NUM_KV_HEADS, HEAD_DIM, "float32"), 2 * BLOCKS_EACH, BLOCK_SIZE)
-    items = [item(0, 4, 5), item(1, 6, 7)]
+    spans = [span(0, 4, 5), span(1, 6, 7)]
     poison = torch.full((7, NUM_KV_HEADS, HEAD_DIM), torch.nan)
-    kv.write(0, kv.slots(0, 7, items[1].block_table), poison, poison)
+    kv.write(0, kv.slots(0, 7, spans[1].block_table), poison, poison)
     k, v = rows(5, NUM_KV_HEADS, 1), rows(5, NUM_KV_HEADS, 2)
-    kv.write(0, kv.slots(0, 5, items[0].block_table), k, v)
+    kv.write(0, kv.slots(0, 5, spans[0].block_table), k, v)
     q = rows(2, 4, 3)
-    attended = PagedAttention(kv, items, torch.float32).attend(0, q)
+    attended = PagedAttention(kv, spans, torch.float32).attend(0, q)
     assert torch.allclose(attended[:1], attend_dense(q[:1], k, v), atol=1e-6)
     assert attended[1].isnan().all()
 

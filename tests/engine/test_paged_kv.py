@@ -22,21 +22,21 @@ def rows(num_tokens: int, seed: int) -> Tensor:
 
 def test_what_is_written_is_gathered_in_the_tables_order() -> None:
     kv, keys, values = pool(), rows(10, 1), rows(10, 2)
-    table = (4, 0, 3)
+    table = torch.tensor((4, 0, 3))
     for start, end in ((0, 3), (3, 4), (4, 10)):
         slots = kv.slots(start, end - start, table)
         kv.write(1, slots, keys[start:end], values[start:end])
-    found_keys, found_values = kv.gather(1, torch.tensor(table))
+    found_keys, found_values = kv.gather(1, table)
     assert torch.equal(found_keys[:10], keys)
     assert torch.equal(found_values[:10], values)
-    assert not kv.gather(0, torch.tensor(table))[0].any()
+    assert not kv.gather(0, table)[0].any()
 
 
 def test_slots_past_the_last_written_hold_zeros_whoever_was_there_before() -> None:
     kv = pool()
     poison = torch.full((8, 2, 8), torch.nan)
-    kv.write(0, kv.slots(0, 8, (2, 5)), poison, poison)
-    kv.write(0, kv.slots(0, 5, (5, 2)), rows(5, 1), rows(5, 2))
+    kv.write(0, kv.slots(0, 8, torch.tensor((2, 5))), poison, poison)
+    kv.write(0, kv.slots(0, 5, torch.tensor((5, 2))), rows(5, 1), rows(5, 2))
     keys, values = kv.gather(0, torch.tensor((5, 2)))
     assert torch.equal(keys[:5], rows(5, 1))
     assert not keys[5:].any()
@@ -48,7 +48,7 @@ def test_pages_travel_as_k_then_v(dtype: str, width: int) -> None:
     source, target = pool(dtype), pool(dtype)
     number = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[dtype]
     keys, values = rows(4, 1).to(number), rows(4, 2).to(number)
-    source.write(1, source.slots(0, 4, (3,)), keys, values)
+    source.write(1, source.slots(0, 4, torch.tensor((3,))), keys, values)
     page = source.export_page(3, 1)
     assert len(page) == source.page_bytes == 2 * 4 * 2 * 8 * width
     halves = torch.frombuffer(bytearray(page), dtype=number).view(2, 4, 2, 8)
@@ -78,4 +78,4 @@ def test_pages_of_another_layout_or_place_are_refused() -> None:
 @pytest.mark.parametrize("table", [(0,), (0, 6), (0, -1)])
 def test_tables_that_are_too_short_or_lead_outside_are_refused(table: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="block_table: no block of this pool for positions 3 to 6"):
-        pool().slots(3, 3, table)
+        pool().slots(3, 3, torch.tensor(table))

@@ -86,8 +86,33 @@ def test_chunks_agree_with_transformers(
     sequence = script("s", token_ids, (7, 3, 9, 30, 31))
     with torch.inference_mode():
         for start, end in zip((0, *cuts), cuts, strict=False):
-            logits = FORWARDS[numerics](model, kv, [sequence.item(start, end)], lambda layer: None)
+            logits = FORWARDS[numerics](model, kv, [sequence.span(start, end)], lambda layer: None)
             assert worst(logits[0], wanted[end - 1]) < TOLERANCE
+
+
+@every_forward
+@pytest.mark.parametrize("start, end, num_sampled", [(0, 40, 40), (30, 37, 5), (15, 17, 2)])
+def test_several_tokens_of_a_span_give_logits_each(
+    numerics: str,
+    start: int,
+    end: int,
+    num_sampled: int,
+    model_folder: Callable[..., Path],
+    random_tokens: Any,
+    script: Any,
+) -> None:
+    folder, token_ids = model_folder(), random_tokens(40, seed=6)
+    model, kv, forward = load(folder), pool(folder), FORWARDS[numerics]
+    first, second = script("a", token_ids, (1, 3, 5)), script("b", token_ids, (2, 4, 6))
+    wanted = reference_logits(model, token_ids)
+    with torch.inference_mode():
+        if start:
+            quiet = [s.span(0, start, num_sampled=0) for s in (first, second)]
+            assert len(forward(model, kv, quiet, lambda _: None)) == 0
+        spans = [first.span(start, end, num_sampled=num_sampled), second.span(start, end)]
+        logits = forward(model, kv, spans, lambda _: None)
+    assert worst(logits[:-1], wanted[end - num_sampled : end]) < TOLERANCE
+    assert worst(logits[-1], wanted[end - 1]) < TOLERANCE
 
 
 @every_config
@@ -109,13 +134,13 @@ def test_a_mixed_batch_agrees_with_transformers(
     ]
     starts = (60, 39, 40, 4, 0)
     with torch.inference_mode():
-        before = [s.item(0, start) for s, start in zip(scripts, starts, strict=True) if start]
+        before = [s.span(0, start) for s, start in zip(scripts, starts, strict=True) if start]
         forward(model, kv, before, lambda layer: None)
-        items = [
-            s.item(start, length, sample=length != 90)
+        spans = [
+            s.span(start, length, num_sampled=int(length != 90))
             for s, start, length in zip(scripts, starts, lengths, strict=True)
         ]
-        logits = forward(model, kv, items, lambda layer: None)
+        logits = forward(model, kv, spans, lambda layer: None)
     assert len(logits) == 4
     for row, sequence in zip(logits, scripts[1:], strict=True):
         assert worst(row, expected(folder, sequence.token_ids)[-1]) < TOLERANCE
@@ -135,12 +160,12 @@ def test_a_cache_hit_agrees_with_transformers(
     model, forward = load(folder), FORWARDS[numerics]
     source, target = pool(folder), pool(folder)
     with torch.inference_mode():
-        forward(model, source, [script("a", token_ids, (0, 1, 2, 3)).item(0, 60)], lambda _: None)
+        forward(model, source, [script("a", token_ids, (0, 1, 2, 3)).span(0, 60)], lambda _: None)
         for layer in range(model.spec.num_layers):
             for block in range(3):
                 target.import_page(20 - block, layer, source.export_page(block, layer))
-        item = script("b", token_ids, (20, 19, 18, 5)).item(48, 60)
-        logits = forward(model, target, [item], lambda _: None)
+        span = script("b", token_ids, (20, 19, 18, 5)).span(48, 60)
+        logits = forward(model, target, [span], lambda _: None)
     assert worst(logits[0], expected(folder, token_ids)[-1]) < TOLERANCE
 
 
@@ -159,7 +184,7 @@ def test_any_block_size_gives_the_same_model(
     wanted = reference_logits(model, token_ids)
     with torch.inference_mode():
         for start, end in ((0, 20), (20, 21), (21, 37)):
-            logits = forward(model, kv, [sequence.item(start, end)], lambda _: None)
+            logits = forward(model, kv, [sequence.span(start, end)], lambda _: None)
             assert worst(logits[0], wanted[end - 1]) < TOLERANCE
 
 

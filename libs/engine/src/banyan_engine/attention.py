@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from banyan_core.runner import PlanItem
 from banyan_engine.paged_kv import PagedKv
+from banyan_engine.spans import Span
 
 GROUP_BLOCKS = 128
 """Blocks that decode gathers at a time: more would not stay in a core's cache until used."""
@@ -56,17 +56,17 @@ class _DecodeGroup(NamedTuple):
 class PagedAttention:
     """Attention for one step's batch: built once, used in each layer after its K, V are written."""
 
-    def __init__(self, kv: PagedKv, items: Sequence[PlanItem], dtype: torch.dtype) -> None:
+    def __init__(self, kv: PagedKv, spans: Sequence[Span], dtype: torch.dtype) -> None:
         self._kv = kv
         self._chunks: list[_Chunk] = []
-        decodes: list[tuple[int, PlanItem]] = []
+        decodes: list[tuple[int, Span]] = []
         row = 0
-        for item in items:
-            if len(item.token_ids) > 1:
-                self._chunks.append(_chunk(kv, item, row, dtype))
+        for span in spans:
+            if span.num_tokens > 1:
+                self._chunks.append(_chunk(kv, span, row, dtype))
             else:
-                decodes.append((row, item))
-            row += len(item.token_ids)
+                decodes.append((row, span))
+            row += span.num_tokens
         self._groups = [
             _decode_group(kv, members, dtype) for members in _alike(decodes, kv.block_size)
         ]
@@ -103,21 +103,18 @@ class PagedAttention:
         return attended.reshape(q.shape)
 
 
-def _chunk(kv: PagedKv, item: PlanItem, row: int, dtype: torch.dtype) -> _Chunk:
-    num_new = len(item.token_ids)
-    end = item.start + num_new
-    table = torch.tensor(item.block_table[: -(-end // kv.block_size)])
+def _chunk(kv: PagedKv, span: Span, row: int, dtype: torch.dtype) -> _Chunk:
+    table = span.block_table[: -(-span.end // kv.block_size)]
     mask = None
-    if item.start:
-        mask = torch.full((num_new, end), -torch.inf, dtype=dtype).triu(item.start + 1)
-    return _Chunk(slice(row, row + num_new), end, table, mask)
+    if span.start:
+        mask = torch.full((span.num_tokens, span.end), -torch.inf, dtype=dtype)
+        mask = mask.triu(span.start + 1)
+    return _Chunk(slice(row, row + span.num_tokens), span.end, table, mask)
 
 
-def _alike(
-    decodes: Sequence[tuple[int, PlanItem]], block_size: int
-) -> list[list[tuple[int, PlanItem]]]:
+def _alike(decodes: Sequence[tuple[int, Span]], block_size: int) -> list[list[tuple[int, Span]]]:
     """Cut into groups of at most GROUP_BLOCKS padded blocks, like lengths together."""
-    groups: list[list[tuple[int, PlanItem]]] = []
+    groups: list[list[tuple[int, Span]]] = []
     for member in sorted(decodes, key=lambda member: member[1].start):
         num_blocks = member[1].start // block_size + 1
         if not groups or (len(groups[-1]) + 1) * num_blocks > GROUP_BLOCKS:
@@ -127,14 +124,14 @@ def _alike(
 
 
 def _decode_group(
-    kv: PagedKv, members: Sequence[tuple[int, PlanItem]], dtype: torch.dtype
+    kv: PagedKv, members: Sequence[tuple[int, Span]], dtype: torch.dtype
 ) -> _DecodeGroup:
-    num_blocks = max(item.start for _, item in members) // kv.block_size + 1
+    num_blocks = max(span.start for _, span in members) // kv.block_size + 1
     tables = torch.full((len(members), num_blocks), kv.zero_block_id)
-    for table, (_, item) in zip(tables, members, strict=True):
-        used = item.start // kv.block_size + 1
-        table[:used] = torch.tensor(item.block_table[:used])
-    last = torch.tensor([item.start for _, item in members])
+    for table, (_, span) in zip(tables, members, strict=True):
+        used = span.start // kv.block_size + 1
+        table[:used] = span.block_table[:used]
+    last = torch.tensor([span.start for _, span in members])
     hidden = torch.arange(num_blocks * kv.block_size) > last[:, None]
     mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, -torch.inf)
     rows = torch.tensor([row for row, _ in members])

@@ -7,27 +7,24 @@ differently in another batch where two logits are nearly equal.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from banyan_core.runner import PlanItem
 from banyan_engine.attention import PagedAttention
 from banyan_engine.model import Model
 from banyan_engine.paged_kv import PagedKv, Slots
+from banyan_engine.spans import Span, sampled_parts
 
 
 def flat_forward(
-    model: Model, kv: PagedKv, items: Sequence[PlanItem], on_layer: Callable[[int], None]
+    model: Model, kv: PagedKv, spans: Sequence[Span], on_layer: Callable[[int], None]
 ) -> Tensor:
-    """Compute all items; fp32 logits [items that sample, vocab], in the order of the plan."""
-    slots = _all_slots(kv, items)
-    attention = PagedAttention(kv, items, model.dtype)
-    rotation = model.rotation(
-        torch.cat([torch.arange(item.start, item.start + len(item.token_ids)) for item in items])
-    )
-    x = model.embed(torch.tensor([token for item in items for token in item.token_ids]))
+    """Compute all spans; fp32 logits [sum of num_sampled, vocab], in the order of the spans."""
+    slots = _all_slots(kv, spans)
+    attention = PagedAttention(kv, spans, model.dtype)
+    rotation = model.rotation(torch.cat([torch.arange(span.start, span.end) for span in spans]))
+    x = model.embed(torch.cat([span.token_ids for span in spans]))
     last_layer = model.spec.num_layers - 1
     for layer in range(model.spec.num_layers):
         q, k, v = model.project(layer, x, rotation)
@@ -35,35 +32,22 @@ def flat_forward(
         on_layer(layer)
         if layer == last_layer:
             # All KV is written: from here on only the rows that sample are of use.
-            rows = _sampled_rows(items)
+            rows = _sampled_rows(spans)
             x, q = x[rows], q[rows]
-            attention = PagedAttention(kv, _last_tokens(items), model.dtype)
+            attention = PagedAttention(kv, sampled_parts(spans), model.dtype)
         x = model.finish(layer, x, attention.attend(layer, q))
     return model.logits(x)
 
 
-def _all_slots(kv: PagedKv, items: Sequence[PlanItem]) -> Slots:
-    parts = [kv.slots(item.start, len(item.token_ids), item.block_table) for item in items]
+def _all_slots(kv: PagedKv, spans: Sequence[Span]) -> Slots:
+    parts = [kv.slots(span.start, span.num_tokens, span.block_table) for span in spans]
     return Slots(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 
 
-def _last_tokens(items: Sequence[PlanItem]) -> list[PlanItem]:
-    """The items that sample, cut down to the one token whose logits are wanted."""
-    return [
-        replace(
-            item,
-            token_ids=item.token_ids[-1:],
-            start=item.start + len(item.token_ids) - 1,
-        )
-        for item in items
-        if item.sample
-    ]
-
-
-def _sampled_rows(items: Sequence[PlanItem]) -> Tensor:
-    rows, row = [], 0
-    for item in items:
-        row += len(item.token_ids)
-        if item.sample:
-            rows.append(row - 1)
+def _sampled_rows(spans: Sequence[Span]) -> Tensor:
+    rows: list[int] = []
+    end = 0
+    for span in spans:
+        end += span.num_tokens
+        rows += range(end - span.num_sampled, end)
     return torch.tensor(rows, dtype=torch.int64)

@@ -47,16 +47,13 @@ class PagedKv:
         """Bytes of one block in one layer, K and V."""
         return self.layout.token_bytes * self.block_size // self.layout.num_layers
 
-    def slots(self, start: int, num_tokens: int, block_table: tuple[int, ...]) -> Slots:
+    def slots(self, start: int, num_tokens: int, block_table: Tensor) -> Slots:
         """Slots of positions `start` to `start + num_tokens` of one sequence."""
         size, end = self.block_size, start + num_tokens
-        first = start // size
-        needed = block_table[first : -(-end // size)]
-        if len(needed) < -(-end // size) - first or not all(
-            0 <= block < self.num_blocks for block in needed
-        ):
+        first, past = start // size, -(-end // size)
+        table = block_table[first:past]
+        if len(table) < past - first or int(table.min()) < 0 or int(table.max()) >= self.num_blocks:
             raise ValueError(f"block_table: no block of this pool for positions {start} to {end}")
-        table = torch.tensor(needed, dtype=torch.int64)
         positions = torch.arange(start, end)
         slot_ids = table[positions // size - first] * size + positions % size
         return Slots(slot_ids, table if start % size == 0 else table[1:])

@@ -22,97 +22,114 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from banyan_core.runner import PlanItem
 from banyan_engine.model import Model, Rotation
 from banyan_engine.paged_kv import PagedKv, Slots
+from banyan_engine.spans import Span
 
 TILE_TOKENS = 16
 
 
-class _Span(NamedTuple):
-    """One item's share in whole tiles; its own tokens are `rows` of them, laid end to end."""
+class _Tiled(NamedTuple):
+    """One span in whole tiles; its own tokens are `rows` of them, laid end to end."""
 
     slots: Slots
     block_ids: Tensor
     rows: slice
     end_tile: int
+    num_sampled_tiles: int
     rotations: list[Rotation]
 
 
 def tiled_forward(
-    model: Model, kv: PagedKv, items: Sequence[PlanItem], on_layer: Callable[[int], None]
+    model: Model, kv: PagedKv, spans: Sequence[Span], on_layer: Callable[[int], None]
 ) -> Tensor:
-    """Compute all items; fp32 logits [items that sample, vocab], in the order of the plan."""
-    spans = [_span(model, kv, item) for item in items]
-    tiles = [_embedded(model, item, span) for item, span in zip(items, spans, strict=True)]
+    """Compute all spans; fp32 logits [sum of num_sampled, vocab], in the order of the spans."""
+    cuts = [_tiled(model, kv, span) for span in spans]
+    tiles = [_embedded(model, span, cut) for span, cut in zip(spans, cuts, strict=True)]
     for layer in range(model.spec.num_layers):
         queries = [
-            _project_and_write(model, kv, layer, span, xs)
-            for span, xs in zip(spans, tiles, strict=True)
+            _project_and_write(model, kv, layer, cut, xs)
+            for cut, xs in zip(cuts, tiles, strict=True)
         ]
         on_layer(layer)
         if layer == model.spec.num_layers - 1:
-            # All KV is written: from here on only the last tiles are of use.
-            tiles, queries = [xs[-1:] for xs in tiles], [qs[-1:] for qs in queries]
-        for index, span in enumerate(spans):
-            attended = _attend_span(kv, layer, span, queries[index])
+            # All KV is written: from here on only the tiles that sample are of use.
+            tiles, queries = (
+                [
+                    each[len(each) - cut.num_sampled_tiles :]
+                    for each, cut in zip(of, cuts, strict=True)
+                ]
+                for of in (tiles, queries)
+            )
+        for index, cut in enumerate(cuts):
+            attended = _attend(kv, layer, cut, queries[index])
             tiles[index] = [
                 model.finish(layer, x, values)
                 for x, values in zip(tiles[index], attended, strict=True)
             ]
     logits = [
-        model.logits(xs[-1])[(span.rows.stop - 1) % TILE_TOKENS]
-        for item, span, xs in zip(items, spans, tiles, strict=True)
-        if item.sample
+        _sampled_logits(model, span, cut, xs)
+        for span, cut, xs in zip(spans, cuts, tiles, strict=True)
+        if span.num_sampled
     ]
-    return torch.stack(logits) if logits else torch.empty(0, model.spec.vocab_size)
+    return torch.cat(logits) if logits else torch.empty(0, model.spec.vocab_size)
 
 
-def _span(model: Model, kv: PagedKv, item: PlanItem) -> _Span:
-    end = item.start + len(item.token_ids)
-    first_tile, end_tile = item.start // TILE_TOKENS, -(-end // TILE_TOKENS)
-    num_blocks = -(-end_tile * TILE_TOKENS // kv.block_size)
-    used = item.block_table[: -(-end // kv.block_size)]
-    padding = (kv.zero_block_id,) * (num_blocks - len(used))
-    shift = item.start - first_tile * TILE_TOKENS
+def _tiled(model: Model, kv: PagedKv, span: Span) -> _Tiled:
+    first_tile, end_tile = span.start // TILE_TOKENS, -(-span.end // TILE_TOKENS)
+    first_sampled_tile = (span.end - span.num_sampled) // TILE_TOKENS
+    num_used = -(-span.end // kv.block_size)
+    block_ids = torch.full((-(-end_tile * TILE_TOKENS // kv.block_size),), kv.zero_block_id)
+    block_ids[:num_used] = span.block_table[:num_used]
+    shift = span.start - first_tile * TILE_TOKENS
     positions = torch.arange(first_tile * TILE_TOKENS, end_tile * TILE_TOKENS)
-    return _Span(
-        slots=kv.slots(item.start, len(item.token_ids), item.block_table),
-        block_ids=torch.tensor(used + padding),
-        rows=slice(shift, shift + len(item.token_ids)),
+    return _Tiled(
+        slots=kv.slots(span.start, span.num_tokens, span.block_table),
+        block_ids=block_ids,
+        rows=slice(shift, shift + span.num_tokens),
         end_tile=end_tile,
+        num_sampled_tiles=end_tile - first_sampled_tile if span.num_sampled else 0,
         rotations=[model.rotation(part) for part in positions.view(-1, TILE_TOKENS)],
     )
 
 
-def _embedded(model: Model, item: PlanItem, span: _Span) -> list[Tensor]:
-    """The item's tokens in their rows of tiles [TILE_TOKENS, hidden], zeros elsewhere."""
-    x = torch.zeros(len(span.rotations) * TILE_TOKENS, model.spec.hidden_size)
-    x[span.rows] = model.embed(torch.tensor(item.token_ids))
+def _embedded(model: Model, span: Span, cut: _Tiled) -> list[Tensor]:
+    """The span's tokens in their rows of tiles [TILE_TOKENS, hidden], zeros elsewhere."""
+    x = torch.zeros(len(cut.rotations) * TILE_TOKENS, model.spec.hidden_size)
+    x[cut.rows] = model.embed(span.token_ids)
     return list(x.view(-1, TILE_TOKENS, model.spec.hidden_size))
 
 
 def _project_and_write(
-    model: Model, kv: PagedKv, layer: int, span: _Span, xs: list[Tensor]
+    model: Model, kv: PagedKv, layer: int, cut: _Tiled, xs: list[Tensor]
 ) -> list[Tensor]:
-    """Write the K and V of the item's own rows; the queries of each tile."""
+    """Write the K and V of the span's own rows; the queries of each tile."""
     projected = [
-        model.project(layer, x, rotation) for x, rotation in zip(xs, span.rotations, strict=True)
+        model.project(layer, x, rotation) for x, rotation in zip(xs, cut.rotations, strict=True)
     ]
-    keys = torch.cat([k for _, k, _ in projected])[span.rows]
-    values = torch.cat([v for _, _, v in projected])[span.rows]
-    kv.write(layer, span.slots, keys, values)
+    keys = torch.cat([k for _, k, _ in projected])[cut.rows]
+    values = torch.cat([v for _, _, v in projected])[cut.rows]
+    kv.write(layer, cut.slots, keys, values)
     return [q for q, _, _ in projected]
 
 
-def _attend_span(kv: PagedKv, layer: int, span: _Span, queries: list[Tensor]) -> list[Tensor]:
+def _attend(kv: PagedKv, layer: int, cut: _Tiled, queries: list[Tensor]) -> list[Tensor]:
     """Attention of the last tiles of a span, as many as there are queries."""
-    keys, values = kv.gather(layer, span.block_ids)
-    first_end = (span.end_tile - len(queries) + 1) * TILE_TOKENS
+    if not queries:
+        return []
+    keys, values = kv.gather(layer, cut.block_ids)
+    first_end = (cut.end_tile - len(queries) + 1) * TILE_TOKENS
     return [
         attend_tile(q, keys[:end], values[:end])
         for q, end in zip(queries, count(first_end, TILE_TOKENS), strict=False)
     ]
+
+
+def _sampled_logits(model: Model, span: Span, cut: _Tiled, xs: list[Tensor]) -> Tensor:
+    """Logits of the span's last `num_sampled` tokens, from the tiles that hold them."""
+    logits = torch.cat([model.logits(x) for x in xs])
+    end = len(logits) - (cut.end_tile * TILE_TOKENS - span.end)
+    return logits[end - span.num_sampled : end]
 
 
 def attend_tile(q: Tensor, k: Tensor, v: Tensor) -> Tensor:

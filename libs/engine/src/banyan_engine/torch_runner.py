@@ -15,11 +15,12 @@ from banyan_engine.flat_forward import flat_forward
 from banyan_engine.model import Model
 from banyan_engine.paged_kv import DTYPES, PagedKv
 from banyan_engine.sampler import Logits, SamplingError, is_plain_greedy, sample
+from banyan_engine.spans import Span
 from banyan_engine.spec import read_spec
 from banyan_engine.tiled_forward import tiled_forward
 from banyan_engine.weights import load_weights
 
-Forward = Callable[[Model, PagedKv, Sequence[PlanItem], Callable[[int], None]], Tensor]
+Forward = Callable[[Model, PagedKv, Sequence[Span], Callable[[int], None]], Tensor]
 
 NUMERICS: dict[str, Forward] = {"fast": flat_forward, "deterministic": tiled_forward}
 
@@ -83,7 +84,8 @@ class TorchRunner:
         if not plan.items:
             return StepResult(plan.number, ())
         with torch.inference_mode():
-            logits = self._forward(self._model, self._kv, plan.items, on_layer).numpy()
+            spans = [_span(item) for item in plan.items]
+            logits = self._forward(self._model, self._kv, spans, on_layer).numpy()
         sampling = [item for item in plan.items if item.sample]
         return StepResult(plan.number, self._sample(logits, sampling))
 
@@ -134,6 +136,15 @@ class TorchRunner:
                 raise ValueError(
                     f"{item.sequence_id}: token_ids: expected 0 to {spec.vocab_size - 1}"
                 )
+
+
+def _span(item: PlanItem) -> Span:
+    return Span(
+        token_ids=torch.tensor(item.token_ids),
+        start=item.start,
+        block_table=torch.tensor(item.block_table),
+        num_sampled=int(item.sample),
+    )
 
 
 def _check_choices(numerics: str, dtype: str, num_threads: int | None) -> None:
