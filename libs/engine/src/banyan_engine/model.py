@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from banyan_engine.linear import linear
 from banyan_engine.spec import ModelSpec, RopeSpec
 from banyan_engine.weights import ModelWeights
 
@@ -51,7 +52,7 @@ class Model:
     def project(self, layer: int, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
         """q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] of one layer."""
         spec, weights = self.spec, self._weights.layers[layer]
-        qkv = self._norm(x, weights.attention_norm) @ weights.qkv
+        qkv = linear(self._norm(x, weights.attention_norm), weights.qkv)
         qkv = qkv.view(len(x), -1, spec.head_dim)
         q, k, v = qkv.tensor_split((spec.num_heads, spec.num_heads + spec.num_kv_heads), dim=1)
         return rotate(q, rotation), rotate(k, rotation), v
@@ -59,13 +60,13 @@ class Model:
     def finish(self, layer: int, x: Tensor, attended: Tensor) -> Tensor:
         """The layer's output, from its input and from the attended values of each head."""
         weights = self._weights.layers[layer]
-        x = x + attended.flatten(1) @ weights.output
-        gate, up = (self._norm(x, weights.mlp_norm) @ weights.gate_up).chunk(2, dim=-1)
-        return x + (F.silu(gate) * up) @ weights.down
+        x = x + linear(attended.flatten(1), weights.output)
+        gate, up = linear(self._norm(x, weights.mlp_norm), weights.gate_up).chunk(2, dim=-1)
+        return x + linear(F.silu(gate) * up, weights.down)
 
     def logits(self, x: Tensor) -> Tensor:
         """[tokens, hidden] to fp32 [tokens, vocab]."""
-        return F.linear(self._norm(x, self._weights.norm), self._weights.head).to(torch.float32)
+        return linear(self._norm(x, self._weights.norm), self._weights.head).to(torch.float32)
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.spec.rms_norm_eps)

@@ -17,6 +17,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from banyan_engine.linear import Dense, Weight, dense
 from banyan_engine.spec import ModelError, ModelSpec, read_json
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -27,27 +28,24 @@ NUM_NAMED = 4
 
 @dataclass(frozen=True, slots=True)
 class LayerWeights:
-    """One decoder layer. Matrices are [in, out]; q, k, v and gate, up stand side by side.
-
-    That is the transpose of the file: products with few rows are up to twice as fast so.
-    """
+    """One decoder layer; q, k, v and gate, up are each one weight, one below the other."""
 
     attention_norm: Tensor
-    qkv: Tensor
-    output: Tensor
+    qkv: Weight
+    output: Weight
     mlp_norm: Tensor
-    gate_up: Tensor
-    down: Tensor
+    gate_up: Weight
+    down: Weight
 
 
 @dataclass(frozen=True, slots=True)
 class ModelWeights:
-    """`embedding` and `head` are [vocab, hidden], and one tensor when they are tied."""
+    """`embedding` is [vocab, hidden], and the same memory as `head` when they are tied."""
 
     embedding: Tensor
     layers: tuple[LayerWeights, ...]
     norm: Tensor
-    head: Tensor
+    head: Weight
 
 
 def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
@@ -132,8 +130,8 @@ def _assemble(sources: dict[str, Any], spec: ModelSpec, dtype: torch.dtype) -> M
         parts = [_floating(name, sources[name].get_tensor(name)) for name in names]
         return torch.cat([part.to(dtype) for part in parts])
 
-    def matrix(*names: str) -> Tensor:
-        return take(*names).t().contiguous()
+    def matrix(*names: str) -> Weight:
+        return dense(take(*names))
 
     def layer(index: int) -> LayerWeights:
         place = f"model.layers.{index}."
@@ -152,7 +150,7 @@ def _assemble(sources: dict[str, Any], spec: ModelSpec, dtype: torch.dtype) -> M
         embedding=embedding,
         layers=tuple(layer(index) for index in range(spec.num_layers)),
         norm=take("model.norm.weight"),
-        head=embedding if spec.tied_embeddings else take("lm_head.weight"),
+        head=Dense(embedding if spec.tied_embeddings else take("lm_head.weight")),
     )
 
 
