@@ -1,1 +1,1 @@
-"""The `banyan` command: up, down, status, chat, top, explain."""
+"""The `banyan` command: up, down, status, chat, generate, top, explain."""

@@ -126,6 +126,20 @@ def chat(
 
 
 @app.command()
+def generate(
+    input: Annotated[Path, typer.Option(help="JSON lines: OpenAI batch, or bodies alone.")],
+    output: Annotated[Path, typer.Option(help="Answers; a run goes on where one stopped.")],
+    model: Annotated[Path | None, typer.Option(help="Hugging Face folder; else the demo.")] = None,
+    numerics: Annotated[Numerics, typer.Option(help="How it computes.")] = Numerics.FAST,
+) -> None:
+    """Answer a file of prompts in this process, without a mesh."""
+    from banyan_cli.generate import generate as answer_all
+
+    to_stderr = Console(stderr=True, soft_wrap=True)
+    _exit(answer_all(input, output, model or demo_model(), numerics.value, to_stderr))
+
+
+@app.command()
 def top(
     state_dir: StateDir = DEFAULT_STATE_DIR,
     window: Annotated[int, typer.Option(help="Seconds that the figures cover.")] = 300,

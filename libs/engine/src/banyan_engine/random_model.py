@@ -29,8 +29,10 @@ TINY_CONFIG: dict[str, object] = {
 """A Llama that computes in a millisecond."""
 
 
-def write_random_model(folder: Path, config: dict[str, object], seed: int) -> Path:
-    """Write `config.json` and weights in float32; the same seed gives the same bytes."""
+def write_random_model(
+    folder: Path, config: dict[str, object], seed: int, dtype: torch.dtype = torch.float32
+) -> Path:
+    """Write `config.json` and weights; the same seed gives the same bytes."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     generator = torch.Generator().manual_seed(seed)
@@ -38,6 +40,7 @@ def write_random_model(folder: Path, config: dict[str, object], seed: int) -> Pa
     for name, shape in expected_shapes(read_spec(folder)).items():
         noise = torch.randn(shape, generator=generator)
         # Norms near 1 and matrices that keep the scale of their input, as trained ones do.
-        tensors[name] = 1 + 0.1 * noise if len(shape) == 1 else noise * shape[1] ** -0.5
+        scaled = 1 + 0.1 * noise if len(shape) == 1 else noise.mul_(shape[1] ** -0.5)
+        tensors[name] = scaled.to(dtype)
     save_file(tensors, folder / SINGLE_NAME, metadata={"format": "pt"})
     return folder

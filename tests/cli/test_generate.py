@@ -1,0 +1,159 @@
+"""`banyan generate`: lines in, lines out, and a run that was killed goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from banyan_cli.answers_file import AnswersFile
+from banyan_cli.errors import CommandError
+
+QUESTION = "The amber key opens door 4821. Which door does the amber key open?"
+CHAT = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 48, "temperature": 0}
+NUM_LINES = 150
+"""More than the engine takes at once, so that answers are written all the time."""
+
+
+def write_input(path: Path, lines: list[object]) -> Path:
+    path.write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+    return path
+
+
+def command(source: Path, target: Path) -> list[str]:
+    arguments = ["generate", "--input", str(source), "--output", str(target)]
+    arguments += ["--numerics", "deterministic"]
+    return [sys.executable, "-m", "banyan_cli.main", *arguments]
+
+
+def run(source: Path, target: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(source, target), capture_output=True, text=True, check=False)
+
+
+def answers(path: Path) -> dict[str, Any]:
+    """Lines by key; no key stands there twice."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    by_key = {line["custom_id"]: line for line in lines}
+    assert len(by_key) == len(lines)
+    return by_key
+
+
+def choices(line: dict[str, Any]) -> object:
+    return line["response"]["body"]["choices"]
+
+
+def test_lines_of_every_kind_are_answered_and_bad_ones_named(tmp_path: Path) -> None:
+    source = write_input(
+        tmp_path / "in.jsonl",
+        [
+            CHAT,
+            {"custom_id": "a", "method": "POST", "url": "/v1/chat/completions", "body": CHAT},
+            {"prompt": "The amber key", "max_tokens": 3, "n": 2, "logprobs": 2, "ignore_eos": True},
+            {"custom_id": "b", "body": {"prompt": ["The", "A key"], "max_tokens": 2, "seed": 5}},
+            {"custom_id": "wrong", "body": CHAT | {"temperature": -1}},
+            {"custom_id": "a", "body": CHAT},
+            {"custom_id": "c", "url": "/v1/embeddings", "body": CHAT},
+            {"max_tokens": 3},
+            [1],
+        ],
+    )
+    with source.open("a") as file:
+        file.write("\nno json\n")
+    target = tmp_path / "out.jsonl"
+    result = run(source, target)
+    assert result.returncode == 1, result.stderr
+    assert "4 answered, 6 failed, 0 were there already" in result.stderr
+    lines = answers(target)
+    assert "4821" in lines["line-1"]["response"]["body"]["choices"][0]["message"]["content"]
+    assert choices(lines["a"]) == choices(lines["line-1"])
+    assert lines["line-1"]["response"]["status_code"] == 200
+    plain = lines["line-3"]["response"]["body"]
+    assert [len(each["logprobs"]["tokens"]) for each in plain["choices"]] == [3, 3]
+    assert plain["usage"]["completion_tokens"] == 6
+    assert [each["index"] for each in lines["b"]["response"]["body"]["choices"]] == [0, 1]
+    errors = {key: line["error"] for key, line in lines.items() if line["error"]}
+    assert errors["wrong"]["param"] == "temperature"
+    assert errors["line-6"]["param"] == "custom_id"
+    assert errors["line-7"]["param"] == "url"
+    assert errors["line-8"]["param"] == "messages"
+    assert errors["line-9"]["code"] == errors["line-11"]["code"] == "invalid_json"
+    assert run(source, target).returncode == 0
+    assert answers(target) == lines
+
+
+def test_a_killed_run_goes_on_to_the_same_answers(tmp_path: Path) -> None:
+    """With draws, so that a seed which changed would show."""
+    lines: list[object] = [
+        {"prompt": f"{QUESTION} {number}", "max_tokens": 2 + number % 12, "ignore_eos": True}
+        for number in range(NUM_LINES)
+    ]
+    source = write_input(tmp_path / "in.jsonl", lines)
+    whole, resumed = tmp_path / "whole.jsonl", tmp_path / "resumed.jsonl"
+    assert run(source, whole).returncode == 0
+    kill_when_begun(command(source, resumed), resumed)
+    num_before = resumed.read_bytes().count(b"\n")
+    assert 0 < num_before < NUM_LINES
+    with resumed.open("ab") as file:
+        file.write(b'{"custom_id": "line-150", "response": {"sta')
+    result = run(source, resumed)
+    assert result.returncode == 0, result.stderr
+    assert f"{NUM_LINES - num_before} answered, 0 failed, {num_before} were there" in result.stderr
+    first, second = answers(whole), answers(resumed)
+    assert len(first) == NUM_LINES
+    assert {key: choices(line) for key, line in first.items()} == {
+        key: choices(line) for key, line in second.items()
+    }
+    assert len({json.dumps(choices(line)) for line in first.values()}) > NUM_LINES // 2
+
+
+def kill_when_begun(arguments: list[str], target: Path) -> None:
+    process = subprocess.Popen(arguments, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        deadline = time.monotonic() + 60
+        while not target.exists() or not target.stat().st_size:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.005)
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+@pytest.mark.parametrize("whole", [b"", b'{"custom_id": "a"}\n', b'{"custom_id": "a"}\n' * 5000])
+@pytest.mark.parametrize("torn", [b"", b"{", b'{"custom_id": "b"}', b"x" * 100_000])
+def test_a_torn_last_line_is_cut_off(tmp_path: Path, whole: bytes, torn: bytes) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_bytes(whole + torn)
+    with AnswersFile(path) as file:
+        assert file.keys == ({"a"} if whole else set())
+        file.write({"custom_id": "c"})
+    assert path.read_bytes() == whole + b'{"custom_id": "c"}\n'
+
+
+def test_a_file_of_somebody_else_is_left_as_it_is(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    path.write_text('{"custom_id": "a"}\n{"name": "b"}\n')
+    with pytest.raises(CommandError, match="line 2 is no answer"):
+        AnswersFile(path)
+    assert path.read_text().endswith('"b"}\n')
+
+
+def test_two_runs_do_not_write_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "out.jsonl"
+    with AnswersFile(path), pytest.raises(CommandError, match="another run"):
+        AnswersFile(path)
+
+
+def test_what_cannot_work_is_one_sentence(tmp_path: Path) -> None:
+    result = run(tmp_path / "missing.jsonl", tmp_path / "out.jsonl")
+    assert result.returncode == 2
+    assert result.stderr.strip().endswith("missing.jsonl: expected a file of JSON lines.")
+    source = write_input(tmp_path / "in.jsonl", [CHAT])
+    assert "is the input itself" in run(source, source).stderr
+    assert source.read_text() == json.dumps(CHAT) + "\n"
