@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from banyan_core.echo import ECHO_LAYOUT, GARBAGE, EchoLatency, EchoRunner
-from banyan_core.runner import PlanItem, StepPlan
+from banyan_core.runner import Opening, PlanItem, StepPlan
 from banyan_core.types import SamplingParams
 
 PROMPT = tuple(range(11, 19))
@@ -13,8 +13,8 @@ GREEDY = SamplingParams(temperature=0)
 
 
 def item(start: int, table: tuple[int, ...], output: tuple[int, ...] = ()) -> PlanItem:
-    tokens = PROMPT + output
-    return PlanItem("s", tokens[start:], start, table, True, GREEDY, len(PROMPT), PROMPT, output)
+    opening = Opening(PROMPT, output, table, GREEDY)
+    return PlanItem("s", (PROMPT + output)[start:], start, sample=True, opening=opening)
 
 
 def runner(num_blocks: int = 8) -> EchoRunner:
@@ -23,8 +23,7 @@ def runner(num_blocks: int = 8) -> EchoRunner:
 
 def ask(engine: EchoRunner, asked: PlanItem) -> int:
     (sampled,) = engine.run(StepPlan(1, (asked,)), lambda layer: None).sampled
-    assert sampled.token is not None
-    return sampled.token.token_id
+    return sampled.tokens[0].token_id
 
 
 def test_output_token_i_is_prompt_token_i_out_of_the_blocks() -> None:
@@ -78,3 +77,37 @@ def test_layers_are_announced_in_order_and_time_is_modelled() -> None:
     result = runner().run(StepPlan(1, (item(0, (0, 1)),)), layers.append)
     assert layers == [0, 1]
     assert result.modelled_ns == EchoLatency().base_ns + 8 * 20_000 + 50_000
+
+
+def test_what_it_was_told_stays_until_the_sequence_is_closed() -> None:
+    engine = runner()
+    opening = Opening(PROMPT, (), (3, 1), GREEDY)
+    engine.run(StepPlan(1, (PlanItem("s", PROMPT, 0, True, opening=opening),)), lambda layer: None)
+    grown = PlanItem("s", PROMPT[:1], len(PROMPT), True, new_block_ids=(5,))
+    (sampled,) = engine.run(StepPlan(2, (grown,)), lambda layer: None).sampled
+    assert [token.token_id for token in sampled.tokens] == [PROMPT[1]]
+    engine.run(StepPlan(3, (), closed=("s", "nobody")), lambda layer: None)
+    assert engine.num_open == 0
+
+
+@pytest.mark.parametrize(("num_right", "drafts"), [(0, (1, 12)), (1, (12, 1)), (2, (12, 13))])
+def test_a_draft_is_worth_a_token_when_all_before_it_were_right(
+    num_right: int, drafts: tuple[int, ...]
+) -> None:
+    engine = runner()
+    ask(engine, item(0, (3, 1, 5)))
+    asked = PlanItem("s", (PROMPT[0], *drafts), len(PROMPT), True, num_draft_tokens=len(drafts))
+    (sampled,) = engine.run(StepPlan(2, (asked,)), lambda layer: None).sampled
+    assert [token.token_id for token in sampled.tokens] == [*PROMPT[1 : 2 + num_right]]
+
+
+def test_a_copied_block_is_the_same_and_its_own() -> None:
+    engine = runner()
+    ask(engine, item(0, (0, 1)))
+    engine.run(StepPlan(2, (), copies=((1, 4),)), lambda layer: None)
+    assert [engine.export_page(4, layer) for layer in range(2)] == [
+        engine.export_page(1, layer) for layer in range(2)
+    ]
+    before = engine.export_page(4, 0)
+    engine.import_page(1, 0, bytes(32))
+    assert engine.export_page(4, 0) == before

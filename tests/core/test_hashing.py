@@ -24,7 +24,8 @@ def test_prompts_share_exactly_their_common_blocks(
     other = [*token_ids[:at], 2**32 - 1, *token_ids[at:]]
     ours, theirs = (block_hashes(ids, block_size, b"s") for ids in (token_ids, other))
     same = [mine == yours for mine, yours in zip(ours, theirs, strict=False)]
-    common = next((i for i, (a, b) in enumerate(zip(token_ids, other, strict=False)) if a != b), at)
+    differing = (i for i, (a, b) in enumerate(zip(token_ids, other, strict=False)) if a != b)
+    common = next(differing, len(token_ids))
     assert same == [i < common // block_size for i in range(len(same))]
 
 

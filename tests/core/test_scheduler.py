@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from tests.core.engines import BLOCK_SIZE, spec
 
 from banyan_core.block_manager import BlockManager
-from banyan_core.runner import StepPlan
+from banyan_core.runner import PlanItem, StepPlan
 from banyan_core.scheduler import EngineLimits, Scheduler
 from banyan_core.sequence import Sequence
 from banyan_core.types import OutputToken
@@ -43,6 +43,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self.scheduler = Scheduler(self.blocks, self.limits)
         self.sequences: dict[str, Sequence] = {}
         self.count = 0
+        self.told: dict[str, list[int]] = {}
 
     @rule(num=st.integers(1, 30), shared=st.booleans(), priority=st.integers(0, 2))
     def submit(self, num: int, shared: bool, priority: int) -> None:
@@ -69,7 +70,7 @@ class SchedulerMachine(RuleBasedStateMachine):
         self._check(planned.plan)
         for item in planned.plan.items:
             sequence = self.sequences[item.sequence_id]
-            self.scheduler.commit(sequence, item, 1)
+            self.scheduler.commit(sequence, len(item.token_ids), 1)
             if item.sample:
                 sequence.append(OutputToken(7))
                 if not grow:
@@ -79,15 +80,25 @@ class SchedulerMachine(RuleBasedStateMachine):
         assert sum(len(item.token_ids) for item in plan.items) <= 9
         assert len(self.scheduler.running) <= 3
         written: set[int] = set()
+        for sequence_id in plan.closed:
+            del self.told[sequence_id]
         for item in plan.items:
             end = item.start + len(item.token_ids)
-            assert item.token_ids and len(item.block_table) * BLOCK_SIZE >= end
-            touched = item.block_table[item.start // BLOCK_SIZE : -(-end // BLOCK_SIZE)]
+            table = self._told_table(item)
+            assert item.token_ids and len(table) * BLOCK_SIZE >= end
+            touched = table[item.start // BLOCK_SIZE : -(-end // BLOCK_SIZE)]
             assert written.isdisjoint(touched), "two sequences write into one block"
             written.update(touched)
             assert item.sample == (end == len(self.sequences[item.sequence_id].tokens))
-        single = [len(item.token_ids) == 1 for item in plan.items if item.output_token_ids]
-        assert single == sorted(single, reverse=True)
+            assert table == self.sequences[item.sequence_id].block_table
+        assert {*self.told} == {s.sequence_id for s in self.scheduler.running}
+
+    def _told_table(self, item: PlanItem) -> list[int]:
+        """The block table as a runner knows it, from openings and news alone."""
+        if item.opening is not None:
+            self.told[item.sequence_id] = list(item.opening.block_table)
+        self.told[item.sequence_id] += item.new_block_ids
+        return self.told[item.sequence_id]
 
     @precondition(lambda self: self.sequences)
     @rule(data=st.data())

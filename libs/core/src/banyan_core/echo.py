@@ -11,10 +11,10 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from banyan_core.hashing import derive
-from banyan_core.runner import PlanItem, Sampled, StepPlan, StepResult
+from banyan_core.runner import Opening, PlanItem, Sampled, StepPlan, StepResult
 from banyan_core.types import NS_PER_MS, KvLayout, OutputToken
 
 ECHO_LAYOUT = KvLayout(num_layers=2, num_kv_heads=1, head_dim=1, dtype="uint32")
@@ -42,6 +42,19 @@ def _mark(layer: int, slot: int, token_id: int) -> int:
     return (token_id * 2_654_435_761 + layer * 40_503 + slot * 97 + 1) % _WORD
 
 
+@dataclass(slots=True)
+class _State:
+    """What the runner knows of one sequence between steps."""
+
+    opening: Opening
+    block_table: list[int] = field(init=False)
+    num_output: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.block_table = list(self.opening.block_table)
+        self.num_output = len(self.opening.output_token_ids)
+
+
 class EchoRunner:
     """A `Runner` over `num_blocks` blocks; a page is K then V, `block_size` uint32 each."""
 
@@ -54,6 +67,7 @@ class EchoRunner:
             [array("I", bytes(4 * num_words)) for _ in range(ECHO_LAYOUT.num_layers)]
             for _ in range(num_blocks)
         ]
+        self._states: dict[str, _State] = {}
 
     @property
     def layout(self) -> KvLayout:
@@ -67,7 +81,20 @@ class EchoRunner:
     def block_size(self) -> int:
         return self._block_size
 
+    @property
+    def num_open(self) -> int:
+        """Sequences that it knows of."""
+        return len(self._states)
+
     def run(self, plan: StepPlan, on_layer: Callable[[int], None]) -> StepResult:
+        for sequence_id in plan.closed:
+            self._states.pop(sequence_id, None)
+        for source, target in plan.copies:
+            self._pages[target] = [page[:] for page in self._pages[source]]
+        for item in plan.items:
+            if item.opening is not None:
+                self._states[item.sequence_id] = _State(item.opening)
+            self._states[item.sequence_id].block_table += item.new_block_ids
         for layer in range(ECHO_LAYOUT.num_layers):
             for item in plan.items:
                 self._write(item, layer)
@@ -85,16 +112,17 @@ class EchoRunner:
         self._pages[block_id][layer] = array("I", data)
 
     def _write(self, item: PlanItem, layer: int) -> None:
+        block_table = self._states[item.sequence_id].block_table
         for position, token_id in enumerate(item.token_ids, item.start):
             index, slot = divmod(position, self._block_size)
-            page = self._pages[item.block_table[index]][layer]
+            page = self._pages[block_table[index]][layer]
             page[slot] = token_id
             page[self._block_size + slot] = _mark(layer, slot, token_id)
 
-    def _read(self, item: PlanItem, position: int) -> int:
+    def _read(self, state: _State, position: int) -> int:
         """The token at `position`, if the KV of every layer says so."""
         index, slot = divmod(position, self._block_size)
-        pages = self._pages[item.block_table[index]]
+        pages = self._pages[state.block_table[index]]
         token_id = pages[0][slot]
         for layer, page in enumerate(pages):
             intact = page[self._block_size + slot] == _mark(layer, slot, token_id)
@@ -103,10 +131,21 @@ class EchoRunner:
         return token_id
 
     def _sample(self, item: PlanItem) -> Sampled:
-        index = len(item.output_token_ids)
-        sampling = item.sampling
+        """A token, and another for each draft that proves right."""
+        state = self._states[item.sequence_id]
+        drafts = item.token_ids[len(item.token_ids) - item.num_draft_tokens :]
+        tokens = [self._next_token(state)]
+        for draft in drafts:
+            if tokens[-1].token_id != draft:
+                break
+            tokens.append(self._next_token(state))
+        return Sampled(item.sequence_id, tuple(tokens))
+
+    def _next_token(self, state: _State) -> OutputToken:
+        sampling, index = state.opening.sampling, state.num_output
+        state.num_output += 1
         place = index if sampling.temperature == 0 else derive(sampling.seed, index)
-        token_id = self._read(item, place % item.num_prompt_tokens)
+        token_id = self._read(state, place % len(state.opening.prompt_token_ids))
         logprob = 0.0 if sampling.logprobs else None
         top = ((token_id, 0.0),) if sampling.logprobs and sampling.num_top_logprobs else ()
-        return Sampled(item.sequence_id, OutputToken(token_id, logprob, top))
+        return OutputToken(token_id, logprob, top)

@@ -9,6 +9,7 @@ runner still writes into its blocks.
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from typing import NamedTuple
 
 from banyan_core.block_manager import BlockManager, FilledBlock
 from banyan_core.engine_messages import (
@@ -46,6 +47,18 @@ from banyan_core.types import (
     SequenceReport,
     WorkerLoad,
 )
+
+
+class _News(NamedTuple):
+    """What a step brought for one sequence."""
+
+    tokens: tuple[OutputToken, ...]
+    finish: Finish | None = None
+    error: str = ""
+    prompt_logprobs: tuple[OutputToken, ...] = ()
+
+
+_NO_TOKEN = Sampled("", (), "the runner returned no token")
 
 
 class EngineLoop:
@@ -89,6 +102,16 @@ class EngineLoop:
     def block_of(self, block_hash: BlockHash) -> int | None:
         """Where this content lies, if it is here."""
         return self._blocks.block_of(block_hash)
+
+    def written_blocks(self, item: PlanItem) -> list[int]:
+        """The blocks that this item of the outstanding plan writes to, in order."""
+        size, table = self._card.block_size, self._sequences[item.sequence_id].block_table
+        return table[item.start // size : -(-(item.start + len(item.token_ids)) // size)]
+
+    def num_prompt_tokens(self, item: PlanItem) -> int:
+        """How many of this item's tokens are prompt."""
+        num_left = self._sequences[item.sequence_id].num_prompt_tokens - item.start
+        return min(len(item.token_ids), max(0, num_left))
 
     def cached_hashes(self) -> tuple[BlockHash, ...]:
         return self._blocks.hashes()
@@ -229,31 +252,30 @@ class EngineLoop:
         sequence: Sequence,
         finish: Finish,
         error: str = "",
-        token: OutputToken | None = None,
+        news: _News | None = None,
     ) -> None:
-        """Take the sequence out, with its last token if it has one, and free its blocks."""
+        """Take the sequence out, with its last tokens if it has some, and free its blocks."""
         del self._sequences[sequence.sequence_id]
         block_ids = self._scheduler.remove(sequence)
         if sequence.hold and finish in (Finish.STOP, Finish.LENGTH) and block_ids:
             self._blocks.hold(sequence.sequence_id, block_ids)
-            self._commands.append(Held(sequence.sequence_id, tuple(sequence.output)))
+            self._commands.append(Held(sequence.sequence_id, sequence.output_token_ids))
         else:
             self._blocks.give_back(block_ids)
-        tokens = () if token is None else (token,)
-        self._report_end(now, sequence, finish, error, tokens)
+        self._report_end(now, sequence, finish, error, news or _News(()))
 
     def _report_end(
-        self,
-        now: int,
-        sequence: Sequence,
-        finish: Finish,
-        error: str,
-        tokens: tuple[OutputToken, ...],
+        self, now: int, sequence: Sequence, finish: Finish, error: str, news: _News
     ) -> None:
-        first_index = sequence.num_output_tokens - len(tokens)
         self._reports.append(
             SequenceReport(
-                sequence.sequence_id, first_index, tokens, finish, error, sequence.figures(now)
+                sequence.sequence_id,
+                sequence.num_output_tokens - len(news.tokens),
+                news.tokens,
+                finish,
+                error,
+                sequence.figures(now),
+                news.prompt_logprobs,
             )
         )
 
@@ -263,7 +285,7 @@ class EngineLoop:
         planned = self._scheduler.plan(self._num_steps + 1)
         for sequence in planned.too_long:
             del self._sequences[sequence.sequence_id]
-            self._report_end(now, sequence, Finish.FAILED, self._too_long(sequence), ())
+            self._report_end(now, sequence, Finish.FAILED, self._too_long(sequence), _News(()))
         return planned.plan
 
     def _step_done(self, now: int, fact: StepDone) -> None:
@@ -271,40 +293,60 @@ class EngineLoop:
         self._rates.observe(plan, fact.elapsed_ns)
         sampled = {one.sequence_id: one for one in fact.result.sampled}
         filled: list[FilledBlock] = []
+        news: list[tuple[Sequence, _News]] = []
         for item in plan.items:
             sequence = self._sequences[item.sequence_id]
-            filled += self._scheduler.commit(sequence, item, fact.elapsed_ns)
-        self._announce(filled)
-        for item in plan.items:
-            sequence = self._sequences[item.sequence_id]
+            num_computed = len(item.token_ids) - item.num_draft_tokens
             if sequence.ending is not None:
-                self._end(now, sequence, *sequence.ending)
+                news.append((sequence, _News((), *sequence.ending)))
             elif item.sample:
-                self._sampled(now, sequence, item, sampled.get(item.sequence_id))
+                result = sampled.get(item.sequence_id) or _NO_TOKEN
+                one = self._take_sampled(sequence, result)
+                num_computed += max(0, min(len(one.tokens), len(result.tokens) - 1))
+                news.append((sequence, one))
+            filled += self._scheduler.commit(sequence, num_computed, fact.elapsed_ns)
+        self._announce(filled)
+        for sequence, one in news:
+            if one.finish is not None:
+                self._end(now, sequence, one.finish, one.error, one)
+            else:
+                self._report(now, sequence, one)
 
-    def _sampled(
-        self, now: int, sequence: Sequence, item: PlanItem, sampled: Sampled | None
-    ) -> None:
-        if sampled is None or sampled.token is None:
-            error = sampled.error if sampled is not None else "the runner returned no token"
-            self._end(now, sequence, Finish.FAILED, error)
-            return
-        sequence.append(sampled.token)
-        finish = sequence.finish_now(self._card)
+    def _take_sampled(self, sequence: Sequence, sampled: Sampled) -> _News:
+        """Append what was sampled, up to the token that ends the sequence if one does."""
+        if not sampled.tokens:
+            return _News((), Finish.FAILED, sampled.error)
+        tokens, finish = sampled.tokens, None
+        for num_taken, token in enumerate(tokens, 1):
+            sequence.append(token)
+            finish = sequence.finish_now(self._card)
+            if finish is not None:
+                tokens = tokens[:num_taken]
+                break
+        if finish is None and sampled.finished:
+            finish = Finish.STOP
         if finish is None and sequence.hold:
             finish = Finish.LENGTH
-        if finish is not None:
-            self._end(now, sequence, finish, token=sampled.token)
-            return
-        index = len(item.output_token_ids)
+        return _News(tokens, finish, "", sampled.prompt_logprobs)
+
+    def _report(self, now: int, sequence: Sequence, news: _News) -> None:
+        """Tokens of a sequence that goes on; its figures with the first."""
+        index = sequence.num_output_tokens - len(news.tokens)
         first = index == len(sequence.spec.output_token_ids)
-        figures = sequence.figures(now) if first else None
         self._reports.append(
-            SequenceReport(sequence.sequence_id, index, (sampled.token,), figures=figures)
+            SequenceReport(
+                sequence.sequence_id,
+                index,
+                news.tokens,
+                figures=sequence.figures(now) if first else None,
+                prompt_logprobs=news.prompt_logprobs,
+            )
         )
 
     def _step_failed(self, now: int, fact: StepFailed) -> None:
-        for item in self._finish_plan(fact.number).items:
+        plan = self._finish_plan(fact.number)
+        self._scheduler.take_back(plan)
+        for item in plan.items:
             sequence = self._sequences[item.sequence_id]
             self._end(now, sequence, *(sequence.ending or (Finish.FAILED, fact.error)))
 

@@ -40,6 +40,10 @@ class StepRates:
             return
         elapsed_s = elapsed_ns / NS_PER_S
         self._step.add(elapsed_s)
-        num_prompt_tokens = sum(len(i.token_ids) for i in plan.items if len(i.token_ids) > 1)
+        num_prompt_tokens = sum(
+            len(item.token_ids)
+            for item in plan.items
+            if len(item.token_ids) > 1 + item.num_draft_tokens
+        )
         if num_prompt_tokens:
             self._prefill.add(num_prompt_tokens / elapsed_s)

@@ -1,7 +1,8 @@
 """What an engine asks of the thing that computes: one step at a time.
 
 There is no prefill or decode flag. A decode step is a plan item with one token, a prefill chunk
-one with many; `sample` says whether the last token's logits are wanted.
+one with many; `sample` says whether the last token's logits are wanted. A plan holds what is new:
+what a runner was told of a sequence it keeps until the sequence is closed.
 """
 
 from __future__ import annotations
@@ -10,45 +11,73 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from banyan_core.types import KvLayout, OutputToken, SamplingParams
+from banyan_core.types import Adapter, KvLayout, OutputToken, SamplingParams
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """All that a runner must know of a sequence beyond its steps; it keeps it until `closed`.
+
+    `output_token_ids` is the output so far, for penalties; its length is the index of the next
+    token to sample. `block_table` names the blocks of the sequence in order.
+    """
+
+    prompt_token_ids: tuple[int, ...]
+    output_token_ids: tuple[int, ...]
+    block_table: tuple[int, ...]
+    sampling: SamplingParams
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class PlanItem:
-    """One sequence's share of a step.
+    """One sequence's share of a step. What it holds does not grow with the context.
 
     Compute `token_ids` at positions `start`, `start + 1`, ...; their K and V go to the slots of
-    `block_table` (position p lives in block `block_table[p // block_size]`, slot
-    `p % block_size`). Everything before `start` is already there. `output_token_ids` is the
-    whole output so far, for penalties; its length is the index of the token to sample.
+    the sequence's block table (position p lives in block `table[p // block_size]`, slot
+    `p % block_size`), which `new_block_ids` make longer. Everything before `start` is already
+    there. The last `num_draft_tokens` are guesses at what will be sampled: each is checked
+    against the token sampled before it. With an `opening` the runner forgets what it knew of the
+    sequence and starts from that.
     """
 
     sequence_id: str
     token_ids: tuple[int, ...]
     start: int
-    block_table: tuple[int, ...]
     sample: bool
-    sampling: SamplingParams
-    num_prompt_tokens: int
-    prompt_token_ids: tuple[int, ...]
-    output_token_ids: tuple[int, ...]
+    new_block_ids: tuple[int, ...] = ()
+    num_draft_tokens: int = 0
+    opening: Opening | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StepPlan:
-    """One batch. `number` counts steps of this engine from 1."""
+    """One batch. `number` counts steps of this engine from 1.
+
+    The runner first forgets the `closed` sequences, then makes the `copies` (from, to) of
+    blocks, then computes.
+    """
 
     number: int
     items: tuple[PlanItem, ...]
+    copies: tuple[tuple[int, int], ...] = ()
+    closed: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """The token that followed one item, or why it could not be had (NaN logits, say)."""
+    """What followed one item, or why it could not be had (NaN logits, say).
+
+    One token, and one more for each draft that was sampled just so. `finished` says that the
+    sequence's grammar allows nothing more. `prompt_logprobs`, if asked for, come with the first
+    token: one entry for each prompt token after the first.
+    """
 
     sequence_id: str
-    token: OutputToken | None
+    tokens: tuple[OutputToken, ...]
     error: str = ""
+    finished: bool = False
+    prompt_logprobs: tuple[OutputToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,11 @@ from bisect import insort
 from dataclasses import dataclass
 
 from banyan_core.block_manager import BlockManager, FilledBlock
-from banyan_core.runner import PlanItem, StepPlan
+from banyan_core.runner import Opening, PlanItem, StepPlan
 from banyan_core.sequence import Sequence
+
+MAX_LOGIT_TOKENS = 64
+"""Of one sequence in one step when every token's logits are wanted: they are large."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +69,8 @@ class Scheduler:
         self._blocks = blocks
         self._limits = limits
         self.waiting: list[Sequence] = []
-        self.running: list[Sequence] = []
+        self.running: list[Sequence] = []  # in order, as `waiting` is
+        self._closed: list[str] = []
         self.totals = SchedulerTotals()
 
     def add(self, sequence: Sequence) -> None:
@@ -74,23 +78,32 @@ class Scheduler:
 
     def remove(self, sequence: Sequence) -> list[int]:
         """Take a sequence out. The references of the blocks returned pass to the caller."""
-        queue = self.waiting if sequence in self.waiting else self.running
-        queue.remove(sequence)
+        (self.running if sequence.is_running else self.waiting).remove(sequence)
+        sequence.is_running = False
         self._drop_import(sequence)
+        self._close(sequence)
         table, sequence.block_table = sequence.block_table, []
         return table
+
+    def take_back(self, plan: StepPlan) -> None:
+        """A step failed, perhaps before the runner read whom to forget: it is told again."""
+        self._closed += plan.closed
+
+    def _close(self, sequence: Sequence) -> None:
+        if sequence.num_told_blocks is not None:
+            self._closed.append(sequence.sequence_id)
+            sequence.num_told_blocks = None
 
     # ------------------------------------------------------------ plan
 
     def plan(self, number: int) -> Planned:
         """The next step. Takes blocks, admits and preempts; computes nothing."""
+        self._grow_all()
         budget = self._limits.max_step_tokens
         items: list[PlanItem] = []
-        for sequence in self._decode_first():
+        for sequence in sorted(self.running, key=_decodes_first):
             if budget == 0:
                 break
-            if sequence not in self.running or not self._grow(sequence):
-                continue  # preempted for one before it, or by its own growth
             items.append(_item(sequence, budget))
             budget -= len(items[-1].token_ids)
         too_long: list[Sequence] = []
@@ -104,28 +117,26 @@ class Scheduler:
                 break
             items.append(_item(head, budget))
             budget -= len(items[-1].token_ids)
-        return Planned(StepPlan(number, tuple(items)) if items else None, tuple(too_long))
+        if not items:
+            return Planned(None, tuple(too_long))
+        closed, self._closed = tuple(self._closed), []
+        return Planned(StepPlan(number, tuple(items), closed=closed), tuple(too_long))
 
-    def _decode_first(self) -> list[Sequence]:
-        return sorted(self.running, key=lambda s: (s.num_uncomputed > 1, s.order))
-
-    def _grow(self, sequence: Sequence) -> bool:
-        """Blocks for all known tokens, from others if need be. False: it gave its own up."""
-        while len(sequence.block_table) < sequence.num_blocks_needed:
-            block_ids = self._blocks.allocate(1)
-            if block_ids is not None:
-                sequence.block_table += block_ids
-                continue
-            if self._drop_last_import():
-                continue
-            victim = max(self.running, key=_order)
-            self._preempt(victim)
-            if victim is sequence:
-                return False
-        return True
+    def _grow_all(self) -> None:
+        """Blocks for all known tokens of all that run; the last in order pays if it must."""
+        size = self._blocks.block_size
+        for sequence in list(self.running):
+            while sequence.is_running and len(sequence.block_table) * size < len(sequence.tokens):
+                block_ids = self._blocks.allocate(1)
+                if block_ids is not None:
+                    sequence.block_table += block_ids
+                elif not self._drop_last_import():
+                    self._preempt(self.running[-1])
 
     def _preempt(self, victim: Sequence) -> None:
         self.running.remove(victim)
+        victim.is_running = False
+        self._close(victim)
         self._blocks.give_back(victim.block_table)
         victim.block_table = []
         victim.num_computed = 0
@@ -144,6 +155,7 @@ class Scheduler:
             return False
         self.waiting.remove(sequence)
         insort(self.running, sequence, key=_order)
+        sequence.is_running = True
         sequence.block_table = table
         self._drop_import(sequence)
         self.totals.num_queried_tokens += len(sequence.tokens)
@@ -178,12 +190,14 @@ class Scheduler:
 
     # ------------------------------------------------------------ commit
 
-    def commit(self, sequence: Sequence, item: PlanItem, elapsed_ns: int) -> list[FilledBlock]:
-        """`item` was computed for `sequence`. Returns the blocks whose content is new here."""
-        hashes = sequence.full_block_hashes()
+    def commit(self, sequence: Sequence, num_tokens: int, elapsed_ns: int) -> list[FilledBlock]:
+        """`num_tokens` more of its tokens were computed, rejected drafts not counted.
+
+        Returns the blocks whose content is new here.
+        """
         filled = []
-        for index in sequence.advance(len(item.token_ids), elapsed_ns):
-            block = FilledBlock(hashes[index], sequence.block_table[index])
+        for index in sequence.advance(num_tokens, elapsed_ns):
+            block = FilledBlock(sequence.full_block_hashes()[index], sequence.block_table[index])
             if self._blocks.fill(block.block_id, block.block_hash):
                 filled.append(block)
         return filled
@@ -193,17 +207,33 @@ def _order(sequence: Sequence) -> tuple[int, int]:
     return sequence.order
 
 
+def _decodes_first(sequence: Sequence) -> bool:
+    return sequence.num_uncomputed > 1
+
+
 def _item(sequence: Sequence, budget: int) -> PlanItem:
-    start = sequence.num_computed
-    end = min(len(sequence.tokens), start + budget)
+    """The next tokens of a sequence that has blocks for them, and what the runner must learn."""
+    tokens, start = sequence.tokens, sequence.num_computed
+    if sequence.wants_prompt_logprobs:
+        budget = min(budget, MAX_LOGIT_TOKENS)
+    end = min(len(tokens), start + budget)
+    num_told, sequence.num_told_blocks = sequence.num_told_blocks, len(sequence.block_table)
     return PlanItem(
-        sequence_id=sequence.sequence_id,
-        token_ids=tuple(sequence.tokens[start:end]),
-        start=start,
-        block_table=tuple(sequence.block_table),
-        sample=end == len(sequence.tokens),
-        sampling=sequence.spec.sampling,
-        num_prompt_tokens=sequence.num_prompt_tokens,
-        prompt_token_ids=sequence.spec.prompt_token_ids,
-        output_token_ids=tuple(sequence.output),
+        sequence.sequence_id,
+        tuple(tokens[start:end]),
+        start,
+        end == len(tokens),
+        () if num_told is None else tuple(sequence.block_table[num_told:]),
+        opening=_opening(sequence) if num_told is None else None,
+    )
+
+
+def _opening(sequence: Sequence) -> Opening:
+    spec = sequence.spec
+    return Opening(
+        spec.prompt_token_ids,
+        sequence.output_token_ids,
+        tuple(sequence.block_table),
+        spec.sampling,
+        spec.adapter,
     )

@@ -25,6 +25,8 @@ class Sequence:
     """Mutable; owned by the engine loop. `arrival` numbers submissions and breaks ties.
 
     `ending` is set while the step that computes it is out: how it ends when that is back.
+    `order` says who goes first. `num_told_blocks` is how much of the block table the runner
+    knows; None when it knows nothing of the sequence.
     """
 
     spec: SequenceSpec
@@ -37,9 +39,12 @@ class Sequence:
     num_fetched_blocks: int = 0
     num_rejected_pages: int = 0
     tokens: list[int] = field(init=False)
-    output: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)
+    order: tuple[int, int] = field(init=False)
+    deadline_ns: int | None = field(init=False)
+    is_running: bool = False
     block_table: list[int] = field(default_factory=list)
+    num_told_blocks: int | None = None
     num_computed: int = 0
     num_stepped_tokens: int = 0
     num_preemptions: int = 0
@@ -50,8 +55,10 @@ class Sequence:
 
     def __post_init__(self) -> None:
         self.tokens = [*self.spec.prompt_token_ids, *self.spec.output_token_ids]
-        self.output = list(self.spec.output_token_ids)
         self.num_prompt_tokens = len(self.spec.prompt_token_ids)
+        self.order = (self.spec.priority, self.arrival)
+        remaining_ns = self.spec.remaining_ns
+        self.deadline_ns = self.submitted_ns + remaining_ns if remaining_ns else None
         self._prompt_stepped = bytearray(self.num_prompt_tokens)
 
     @property
@@ -59,21 +66,22 @@ class Sequence:
         return self.spec.sequence_id
 
     @property
-    def order(self) -> tuple[int, int]:
-        """Who goes first: lower priority value, then earlier arrival."""
-        return (self.spec.priority, self.arrival)
+    def num_output_tokens(self) -> int:
+        return len(self.tokens) - self.num_prompt_tokens
 
     @property
-    def num_output_tokens(self) -> int:
-        return len(self.output)
+    def output_token_ids(self) -> tuple[int, ...]:
+        return tuple(self.tokens[self.num_prompt_tokens :])
 
     @property
     def num_uncomputed(self) -> int:
         return len(self.tokens) - self.num_computed
 
     @property
-    def deadline_ns(self) -> int | None:
-        return self.submitted_ns + self.spec.remaining_ns if self.spec.remaining_ns else None
+    def wants_prompt_logprobs(self) -> bool:
+        """They go out with the first token: whoever has tokens has had them."""
+        wanted = self.spec.sampling.num_prompt_logprobs is not None
+        return wanted and len(self.tokens) == self.num_prompt_tokens
 
     @property
     def num_blocks_needed(self) -> int:
@@ -92,7 +100,9 @@ class Sequence:
 
     def reusable_hashes(self) -> list[BlockHash]:
         """Full blocks that a cache hit may cover: the last token is always computed, for its
-        logits."""
+        logits, and so is every one whose logits are asked for."""
+        if self.wants_prompt_logprobs:
+            return []
         return self.full_block_hashes()[: (len(self.tokens) - 1) // self.block_size]
 
     def advance(self, num_tokens: int, elapsed_ns: int) -> range:
@@ -126,7 +136,6 @@ class Sequence:
 
     def append(self, token: OutputToken) -> None:
         self.tokens.append(token.token_id)
-        self.output.append(token.token_id)
 
     def figures(self, now: int) -> SequenceFigures:
         """Durations partition the time since submission: in steps, or waiting for one."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from banyan.v1 import kv_pb2, worker_pb2
 from banyan_core.engine_messages import Release
-from banyan_core.runner import StepPlan
+from banyan_core.runner import PlanItem
 from banyan_core.types import BlockHash
 from banyan_runtime.rpc import Code, RpcError
 from banyan_worker.changes import Changes
@@ -94,15 +94,17 @@ class Exporter:
 
     # ------------------------------------------------------------ what happens in steps
 
-    def step_started(self, plan: StepPlan) -> None:
-        size = self._block_size
+    def step_started(self) -> None:
         self._in_flight = _InFlight()
-        for item in plan.items:
-            lease = self._leases.get(item.sequence_id)
-            if lease is not None:
-                end = item.start + len(item.token_ids)
-                for index in range(item.start // size, end // size):
-                    self._in_flight.block_ids[lease.hashes[index]] = item.block_table[index]
+
+    def written(self, item: PlanItem, block_ids: Sequence[int]) -> None:
+        """The step that starts writes these blocks; those that it fills can be sent by layer."""
+        lease = self._leases.get(item.sequence_id)
+        if lease is not None:
+            first = item.start // self._block_size
+            end = (item.start + len(item.token_ids)) // self._block_size
+            for index in range(first, end):
+                self._in_flight.block_ids[lease.hashes[index]] = block_ids[index - first]
 
     def layer_done(self, layer: int) -> None:
         self._in_flight.num_layers_done = layer + 1

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from banyan.v1 import kv_pb2
 from banyan_core.hashing import page_digest, unpack
-from banyan_core.runner import Runner, StepPlan
+from banyan_core.runner import Runner
 from banyan_core.types import BlockHash
 from banyan_runtime.rpc import Code, RpcError
 
@@ -38,13 +38,10 @@ class Pages:
     def block_bytes(self) -> int:
         return self._runner.layout.token_bytes * self._runner.block_size
 
-    def step_started(self, plan: StepPlan) -> None:
-        """What was known of the blocks that this step writes to no longer holds."""
-        size = self._runner.block_size
-        for item in plan.items:
-            end = item.start + len(item.token_ids)
-            for block_id in item.block_table[item.start // size : -(-end // size)]:
-                self._early.pop(block_id, None)
+    def written(self, block_ids: Sequence[int]) -> None:
+        """A step writes to these blocks: what was known of them no longer holds."""
+        for block_id in block_ids:
+            self._early.pop(block_id, None)
 
     def blocks_filled(self, hashes: Sequence[BlockHash], block_ids: Sequence[int]) -> None:
         for block_hash, block_id in zip(hashes, block_ids, strict=True):

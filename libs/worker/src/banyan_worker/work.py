@@ -227,12 +227,14 @@ class Work:
     # ------------------------------------------------------------ what steps bring
 
     def step_started(self, plan: StepPlan) -> None:
-        self.parts.pages.step_started(plan)
-        self.parts.exporter.step_started(plan)
+        engine = self.parts.steps.engine
+        self.parts.exporter.step_started()
         self.totals.num_steps += 1
         for item in plan.items:
-            prompt_left = max(0, item.num_prompt_tokens - item.start)
-            self.totals.num_prompt_tokens += min(len(item.token_ids), prompt_left)
+            block_ids = engine.written_blocks(item)
+            self.parts.pages.written(block_ids)
+            self.parts.exporter.written(item, block_ids)
+            self.totals.num_prompt_tokens += engine.num_prompt_tokens(item)
 
     def layer_done(self, layer: int) -> None:
         self.parts.exporter.layer_done(layer)
