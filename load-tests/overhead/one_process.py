@@ -76,10 +76,8 @@ class Counts:
         self.num_prompt = 0
         self.num_output = 0
 
-    def take_plan(self, plan: StepPlan) -> None:
-        for item in plan.items:
-            prompt_left = max(0, item.num_prompt_tokens - item.start)
-            self.num_prompt += min(len(item.token_ids), prompt_left)
+    def take_plan(self, engine: EngineLoop, plan: StepPlan) -> None:
+        self.num_prompt += sum(engine.num_prompt_tokens(item) for item in plan.items)
 
     def take_report(self, report: Report) -> int:
         """How many sequences ended."""
@@ -112,7 +110,7 @@ def measure(
                 case RunStep(plan):
                     started_ns = time.monotonic_ns()
                     result = runner.run(plan, lambda layer: None)
-                    counts.take_plan(plan)
+                    counts.take_plan(engine, plan)
                     facts.insert(0, StepDone(result, time.monotonic_ns() - started_ns))
     elapsed_s = now - before[0]
     return {

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from banyan_core.runner import PlanItem
+from banyan_core.runner import Opening, PlanItem
 from banyan_core.types import SamplingParams
 from banyan_engine.random_model import TINY_CONFIG, write_random_model
 from banyan_engine.spans import Span
@@ -43,16 +43,9 @@ class Script:
 
     def item(self, start: int, end: int, *, sample: bool = True) -> PlanItem:
         """Positions `start` to `end`, all of them prompt."""
+        opening = Opening(self.token_ids, (), self.block_table, self.sampling)
         return PlanItem(
-            sequence_id=self.sequence_id,
-            token_ids=self.token_ids[start:end],
-            start=start,
-            block_table=self.block_table,
-            sample=sample,
-            sampling=self.sampling,
-            num_prompt_tokens=len(self.token_ids),
-            prompt_token_ids=self.token_ids,
-            output_token_ids=(),
+            self.sequence_id, self.token_ids[start:end], start, sample=sample, opening=opening
         )
 
     def span(self, start: int, end: int, *, num_sampled: int = 1) -> Span:

@@ -41,8 +41,8 @@ def run_cut(runner: TorchRunner, sequence: Any, ends: list[int], start: int = 0)
     for end in ends:
         plan = StepPlan(1, (sequence.item(start, end),))
         (sampled,) = runner.run(plan, lambda _: None).sampled
-        assert sampled.token is not None
-        tokens[end], start = sampled.token, end
+        assert sampled.tokens
+        tokens[end], start = sampled.tokens[0], end
     return tokens, pages(runner, sequence)
 
 
@@ -120,8 +120,8 @@ def test_any_company_in_the_batch_gives_the_same_bits(
             done[sequence.sequence_id] = end
         for sampled in runner.run(StepPlan(1, tuple(items)), lambda _: None).sampled:
             if sampled.sequence_id == "s":
-                assert sampled.token is not None
-                tokens[done["s"]] = sampled.token
+                assert sampled.tokens
+                tokens[done["s"]] = sampled.tokens[0]
     assert_same((tokens, pages(runner, watched)), one_by_one)
 
 
@@ -159,8 +159,9 @@ def test_another_process_and_other_thread_settings_give_the_same_bits(
         "from banyan_engine.torch_runner import TorchRunner;"
         f"ids = {random_tokens(NUM_TOKENS, seed=1)};"
         f"r = TorchRunner(Path(sys.argv[1]), num_blocks={NUM_BLOCKS}, numerics='deterministic');"
-        f"i = PlanItem('s', ids, 0, tuple(range(8)), True, {sampling()!r}, 0, (), ());"
-        "print(repr(r.run(StepPlan(1, (i,)), lambda _: None).sampled[0].token))"
+        f"o = Opening(ids, (), tuple(range(8)), {sampling()!r});"
+        "i = PlanItem('s', ids, 0, True, opening=o);"
+        "print(repr(r.run(StepPlan(1, (i,)), lambda _: None).sampled[0].tokens[0]))"
     )
     ran = subprocess.run(
         [sys.executable, "-c", code, str(model_folder())],

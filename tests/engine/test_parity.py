@@ -219,6 +219,6 @@ def test_greedy_tokens_are_those_of_transformers_where_the_margin_is_clear(
             best, second = logits[end - 1].topk(2).values.tolist()
             if best - second > 1e-3:
                 num_clear += 1
-                assert sampled.token is not None
-                assert sampled.token.token_id == int(logits[end - 1].argmax())
+                assert sampled.tokens
+                assert sampled.tokens[0].token_id == int(logits[end - 1].argmax())
     assert num_clear > 70

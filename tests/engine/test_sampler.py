@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from dataclasses import replace
 from typing import Any
@@ -13,14 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from banyan_core.types import OutputToken, SamplingParams
-from banyan_engine.sampler import (
-    Logits,
-    SamplingError,
-    candidates,
-    draw_uniform,
-    is_plain_greedy,
-    sample,
-)
+from banyan_engine.history import History
+from banyan_engine.sampler import Logits, SamplingError, draw_uniform
+from banyan_engine.sampler import sample as fast_sample
+from banyan_engine.sampling_reference import candidates
+from banyan_engine.sampling_reference import sample as slow_sample
 
 GREEDY = SamplingParams(temperature=0.0)
 END = 3
@@ -30,17 +28,41 @@ def row(*values: float) -> Logits:
     return np.array(values, dtype=np.float32)
 
 
+def sample(
+    logits: Logits,
+    params: SamplingParams,
+    prompt: tuple[int, ...] = (),
+    output: tuple[int, ...] = (),
+    allowed: list[bool] | None = None,
+) -> OutputToken:
+    """By the sampler and by its judge: the same token, or the same error."""
+    history = History(params, prompt, output)
+    mask = None if allowed is None else np.array(allowed)
+    try:
+        slow = slow_sample(logits, params, prompt, output, (END,), allowed)
+    except SamplingError as error:
+        with pytest.raises(SamplingError, match=re.escape(str(error))):
+            fast_sample(logits, params, history, (END,), mask)
+        raise
+    fast = fast_sample(logits, params, history, (END,), mask)
+    assert fast.token_id == slow.token_id
+    assert fast.logprob == pytest.approx(slow.logprob, abs=1e-12)
+    assert [one for one, _ in fast.top] == [one for one, _ in slow.top]
+    assert [v for _, v in fast.top] == pytest.approx([v for _, v in slow.top], abs=1e-12)
+    return fast
+
+
 def pick(
     logits: Logits,
     params: SamplingParams = GREEDY,
     prompt: tuple[int, ...] = (),
     output: tuple[int, ...] = (),
 ) -> int:
-    return sample(logits, params, prompt, output, (END,)).token_id
+    return sample(logits, params, prompt, output).token_id
 
 
 def kept(logits: Logits, **values: Any) -> list[int]:
-    token_ids, _ = candidates(logits.astype(np.float64), SamplingParams(**values))
+    token_ids, _ = candidates(logits, SamplingParams(**values))
     return [int(token_id) for token_id in token_ids]
 
 
@@ -104,7 +126,7 @@ def test_nothing_left_to_draw_is_an_error() -> None:
         pick(row(0, 1), replace(GREEDY, min_tokens=1, stop_token_ids=(0, 1)))
 
 
-@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_an_error(bad: float) -> None:
     with pytest.raises(SamplingError, match="not finite"):
         pick(row(0, bad, 1, 2))
@@ -168,7 +190,7 @@ def test_draws_follow_the_distribution(params: SamplingParams) -> None:
     logits = generator.normal(size=9).astype(np.float32)
     num_draws = 4000
     counts = Counter(pick(logits, replace(params, seed=seed)) for seed in range(num_draws))
-    token_ids, weights = candidates(logits.astype(np.float64), params)
+    token_ids, weights = candidates(logits, params)
     wanted = dict(zip(token_ids.tolist(), weights / weights.sum() * num_draws, strict=True))
     assert set(counts) <= set(wanted)
     chi_square = sum((counts[token] - mean) ** 2 / mean for token, mean in wanted.items())
@@ -188,70 +210,106 @@ def test_a_tiny_temperature_is_greedy() -> None:
     assert tokens == [1] * 50
 
 
+# ---------------------------------------------------------------- the sampler and its judge
+
+words = st.lists(st.integers(0, 9), min_size=1, max_size=3).map(tuple)
 sampling_params = st.builds(
     SamplingParams,
-    temperature=st.sampled_from((0.0, 0.5, 1.0, 2.0)),
-    top_p=st.floats(0.0, 1.0),
+    temperature=st.sampled_from((0.0, 1e-6, 0.01, 0.5, 1.0, 2.0, 50.0)),
+    top_p=st.sampled_from((0.0, 0.1, 0.5, 0.9, 0.999, 1.0)) | st.floats(0.0, 1.0),
     top_k=st.integers(0, 12),
-    min_p=st.floats(0.0, 1.0),
-    presence_penalty=st.floats(-2.0, 2.0),
-    frequency_penalty=st.floats(-2.0, 2.0),
-    repetition_penalty=st.floats(0.1, 3.0),
+    min_p=st.sampled_from((0.0, 0.0, 0.05, 1.0)) | st.floats(0.0, 1.0),
+    typical_p=st.sampled_from((1.0, 1.0, 0.2, 0.9)),
+    presence_penalty=st.sampled_from((0.0, 0.5, -2.0)),
+    frequency_penalty=st.sampled_from((0.0, 0.3, -2.0)),
+    repetition_penalty=st.sampled_from((1.0, 1.0, 0.5, 1.3)),
     logit_bias=st.lists(st.tuples(st.integers(0, 9), st.floats(-100, 100)), max_size=3).map(tuple),
     seed=st.integers(0, 2**63 - 1),
     min_tokens=st.integers(0, 3),
+    stop_token_ids=st.sampled_from(((), (1, 2))),
     logprobs=st.booleans(),
     num_top_logprobs=st.integers(0, 12),
+    bad_words=st.lists(words, max_size=2).map(tuple),
+    allowed_token_ids=st.sampled_from(((), (), (0, 4, 5, 7, 9))),
 )
-rows = st.lists(st.floats(-30, 30, width=32), min_size=10, max_size=10).map(lambda v: row(*v))
 histories = st.lists(st.integers(0, 9), max_size=8).map(tuple)
 
 
-@settings(max_examples=200, deadline=None, derandomize=True)
-@given(logits=rows, params=sampling_params, prompt=histories, output=histories)
-def test_it_is_pure_and_always_gives_a_token(
-    logits: Logits, params: SamplingParams, prompt: tuple[int, ...], output: tuple[int, ...]
+@st.composite
+def rows(draw: st.DrawFn) -> Logits:
+    """Few and many tokens, likely and unlikely ones, with and without equals."""
+    num_tokens = draw(st.sampled_from((10, 11, 500, 512, 1300)))
+    generator = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    logits = generator.normal(size=num_tokens) * draw(st.sampled_from((0.0, 0.1, 3.0, 30.0)))
+    if draw(st.booleans()):
+        logits = logits.round()
+    if draw(st.booleans()):
+        logits[generator.integers(0, num_tokens, num_tokens // 3)] = -np.inf
+        logits[0] = 0.0
+    return logits.astype(np.float32)
+
+
+@settings(max_examples=1500, deadline=None, derandomize=True)
+@given(
+    logits=rows(),
+    params=sampling_params,
+    prompt=histories,
+    output=histories,
+    masked=st.sets(st.integers(0, 9), max_size=9),
+)
+def test_the_sampler_is_its_judge_whatever_is_asked(
+    logits: Logits,
+    params: SamplingParams,
+    prompt: tuple[int, ...],
+    output: tuple[int, ...],
+    masked: set[int],
 ) -> None:
     before = logits.copy()
-    first = sample(logits, params, prompt, output, (END,))
-    assert first == sample(logits, params, prompt, output, (END,))
+    allowed = [token not in masked for token in range(len(logits))] if masked else None
+    try:
+        first = sample(logits, params, prompt, output, allowed)
+    except SamplingError as error:
+        assert str(error) == "logits: every token is masked"
+        return
     assert (logits == before).all()
-    assert 0 <= first.token_id < 10
+    assert first == sample(logits, params, prompt, output, allowed)
+    assert first.token_id not in masked
     assert not (len(output) < params.min_tokens and first.token_id == END)
-    assert len(first.top) == (min(params.num_top_logprobs, 10) if params.logprobs else 0)
+    assert not params.allowed_token_ids or first.token_id in params.allowed_token_ids
 
 
-@settings(max_examples=100, deadline=None, derandomize=True)
-@given(
-    logits=rows,
-    params=st.builds(
-        SamplingParams,
-        temperature=st.just(0.0),
-        top_p=st.floats(0.0, 1.0),
-        top_k=st.integers(0, 12),
-        min_p=st.floats(0.0, 1.0),
-        stop_token_ids=histories,
-        num_top_logprobs=st.integers(0, 3),
-        seed=st.integers(0, 9),
-    ),
-)
-def test_a_plain_greedy_row_is_its_argmax(logits: Logits, params: SamplingParams) -> None:
-    assert is_plain_greedy(params)
-    assert sample(logits, params, (1, 2), (2,), (END,)) == OutputToken(int(logits.argmax()))
+def test_a_whole_vocabulary_is_drawn_as_the_judge_draws_it() -> None:
+    """Many runs of sums, flat and peaked, with and without a head that reaches top-p."""
+    generator = np.random.default_rng(8)
+    for seed, scale in enumerate((0.01, 1.0, 4.0)):
+        logits = (generator.normal(size=20_000) * scale).astype(np.float32)
+        for params in (
+            SamplingParams(seed=seed),
+            SamplingParams(seed=seed, top_p=0.9),
+            SamplingParams(seed=seed, top_p=0.3, top_k=5000),
+            SamplingParams(seed=seed, typical_p=0.5, min_p=0.01),
+        ):
+            sample(logits, params)
 
 
-def test_plain_greedy_is_found() -> None:
-    assert is_plain_greedy(GREEDY)
-    changed: list[dict[str, Any]] = [
-        {"temperature": 1.0},
-        {"repetition_penalty": 1.1},
-        {"presence_penalty": 0.1},
-        {"frequency_penalty": -0.1},
-        {"logit_bias": ((1, 1.0),)},
-        {"min_tokens": 1},
-        {"logprobs": True},
-    ]
-    assert not any(is_plain_greedy(replace(GREEDY, **change)) for change in changed)
+def test_bad_words_are_never_completed() -> None:
+    params = replace(GREEDY, bad_words=((1,), (2, 0), (0, 2, 2)))
+    assert pick(row(3, 9, 2, 1), params) == 0
+    assert pick(row(3, 9, 2, 1), params, output=(2,)) == 2
+    assert pick(row(0, 9, 2, 1), params, output=(0, 2)) == END
+    assert pick(row(0, 9, 2, 1), params, prompt=(0, 2)) == 2, "the prompt may hold them"
+
+
+def test_only_allowed_tokens_are_drawn() -> None:
+    assert pick(row(3, 9, 2, 1), replace(GREEDY, allowed_token_ids=(0, 2))) == 0
+
+
+def test_typical_p_keeps_the_tokens_of_usual_surprise() -> None:
+    """Entropy 0.97 nats; the surprise of 0.3 is 1.20, of 0.6 it is 0.51, the rest is far off."""
+    logits = np.log(row(0.6, 0.3, 0.05, 0.05))
+    assert kept(logits, typical_p=0.2) == [1]
+    assert kept(logits, typical_p=0.5) == [0, 1]
+    assert kept(logits, typical_p=1.0) == [0, 1, 2, 3]
 
 
 # ---------------------------------------------------------------- log probabilities
@@ -267,7 +325,7 @@ def test_logprobs_are_the_models_own_before_any_knob() -> None:
         logprobs=True,
         num_top_logprobs=5,
     )
-    token = sample(logits, params, (1, 2, 3), (4,), (END,))
+    token = sample(logits, params, (1, 2, 3), (4,))
     wanted = torch.log_softmax(torch.from_numpy(logits).double(), dim=-1)
     assert token.token_id == 4
     assert token.logprob == pytest.approx(float(wanted[4]), abs=1e-12)
@@ -278,8 +336,8 @@ def test_logprobs_are_the_models_own_before_any_knob() -> None:
 
 def test_logprobs_without_top_and_top_longer_than_the_vocabulary() -> None:
     params = replace(GREEDY, logprobs=True)
-    token = sample(row(0, 0, 0, 0), params, (), (), (END,))
+    token = sample(row(0, 0, 0, 0), params)
     assert token.logprob == pytest.approx(-np.log(4))
     assert token.top == ()
-    token = sample(row(0, 1, 0, 0), replace(params, num_top_logprobs=20), (), (), (END,))
+    token = sample(row(0, 1, 0, 0), replace(params, num_top_logprobs=20))
     assert [token_id for token_id, _ in token.top] == [1, 0, 2, 3]

@@ -11,11 +11,14 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from banyan_core.runner import Runner, StepPlan
-from banyan_core.types import KvLayout, SamplingParams
+from banyan_core.runner import Opening, PlanItem, Runner, StepPlan
+from banyan_core.types import KvLayout, OutputToken, SamplingParams
+from banyan_engine.model import Model
 from banyan_engine.random_model import TINY_CONFIG, write_random_model
+from banyan_engine.reference import reference_logits
+from banyan_engine.spec import read_spec
 from banyan_engine.torch_runner import NUMERICS, TorchRunner
-from banyan_engine.weights import SINGLE_NAME
+from banyan_engine.weights import SINGLE_NAME, load_weights
 
 MakeFolder = Callable[..., Path]
 PAGE_BYTES = 2 * 16 * 2 * 8 * 4
@@ -127,9 +130,9 @@ def test_the_draw_is_that_of_the_outputs_length(
     def draws() -> list[int]:
         tokens = []
         for index in range(30):
-            plan = StepPlan(1, (replace(item, output_token_ids=(7,) * index),))
-            token = runner.run(plan, lambda _: None).sampled[0].token
-            assert token is not None
+            opening = replace(item.opening, output_token_ids=(7,) * index)
+            plan = StepPlan(1, (replace(item, opening=opening),))
+            token = runner.run(plan, lambda _: None).sampled[0].tokens[0]
             tokens.append(token.token_id)
         return tokens
 
@@ -143,15 +146,14 @@ def test_end_tokens_of_the_folder_wait_for_min_tokens(
     numerics: str, tmp_path: Path, script: Any
 ) -> None:
     folder = write_random_model(tmp_path, TINY_CONFIG, seed=1)
-    item = script("s", (5, 6, 7), (0,)).item(0, 3)
-    wanting = replace(item, sampling=SamplingParams(temperature=0.0, logit_bias=((2, 100.0),)))
-    waiting = replace(item, sampling=replace(wanting.sampling, min_tokens=1))
+    biased = SamplingParams(temperature=0.0, logit_bias=((2, 100.0),))
+    wanting = script("s", (5, 6, 7), (0,), biased).item(0, 3)
+    waiting = script("s", (5, 6, 7), (0,), replace(biased, min_tokens=1)).item(0, 3)
     runner = TorchRunner(folder, num_blocks=1, numerics=numerics)
     other = TorchRunner(folder, num_blocks=1, numerics=numerics, end_token_ids=(3,))
 
     def token_id(which: TorchRunner, plan_item: Any) -> int:
-        token = which.run(StepPlan(1, (plan_item,)), lambda _: None).sampled[0].token
-        assert token is not None
+        token = which.run(StepPlan(1, (plan_item,)), lambda _: None).sampled[0].tokens[0]
         return token.token_id
 
     assert token_id(runner, wanting) == 2
@@ -177,7 +179,7 @@ def test_a_sequence_with_nan_fails_alone_and_leaves_no_trace(
     first, second, third = runner.run(StepPlan(2, items), lambda _: None).sampled
     assert (second,) == alone
     for failed in (first, third):
-        assert failed.token is None
+        assert failed.tokens == ()
         assert failed.error == "logits: not finite"
     # The next tenant of the block is healthy.
     heir = script("good", good.token_ids, (1,))
@@ -204,8 +206,10 @@ def test_plans_that_do_not_fit_are_refused_by_name(
         run((), 0, (0,))
     with pytest.raises(ValueError, match="block_table: no block of this pool"):
         run((1,), 16, (0,))
-    with pytest.raises(ValueError, match="block_table: no block of this pool"):
+    with pytest.raises(ValueError, match="block_table: expected 0 to 3, got \\[4\\]"):
         run((1,), 0, (4,))
+    with pytest.raises(ValueError, match="s8: expected an opening, it is not known here"):
+        runner.run(StepPlan(1, (PlanItem("s8", (1,), 0, True),)), lambda _: None)
 
 
 def test_bfloat16_computes_when_asked_for(
@@ -219,6 +223,90 @@ def test_bfloat16_computes_when_asked_for(
     item = script("s", random_tokens(20, seed=1), (0, 1), sampling).item(0, 20)
     exact = TorchRunner(model_folder(), num_blocks=4)
     found, wanted = (r.run(StepPlan(1, (item,)), lambda _: None).sampled for r in (runner, exact))
-    assert found[0].token is not None
-    assert wanted[0].token is not None
-    assert found[0].token.logprob == pytest.approx(wanted[0].token.logprob, abs=0.2)
+    assert found[0].tokens
+    assert wanted[0].tokens
+    assert found[0].tokens[0].logprob == pytest.approx(wanted[0].tokens[0].logprob, abs=0.2)
+
+
+@every_numerics
+def test_what_was_said_once_stays_until_the_sequence_is_closed(
+    numerics: str, model_folder: MakeFolder, script: Any, random_tokens: Any
+) -> None:
+    """Steps that bring only news give the tokens of plans that repeat everything."""
+    params = SamplingParams(temperature=1.5, seed=2, repetition_penalty=1.5, frequency_penalty=0.5)
+    prompt = random_tokens(20, seed=1)
+    told = TorchRunner(model_folder(), num_blocks=40, numerics=numerics, block_size=4)
+    item = script("s", prompt, (3, 1, 5, 7, 9), params).item(0, 20)
+    output: list[int] = []
+    for step in range(60):
+        (sampled,) = told.run(StepPlan(step, (item,)), lambda _: None).sampled
+        output.append(sampled.tokens[0].token_id)
+        position = 20 + step
+        new = (11 + step // 4 % 29,) if position % 4 == 0 else ()
+        item = PlanItem("s", (output[-1],), position, True, new)
+    again = TorchRunner(model_folder(), num_blocks=40, numerics=numerics, block_size=4)
+    for index in range(0, 60, 7):
+        tokens = (*prompt, *output[:index])
+        opening = Opening(prompt, tuple(output[:index]), tuple(range(20)), params)
+        whole = PlanItem("s", tokens, 0, True, opening=opening)
+        (sampled,) = again.run(StepPlan(1, (whole,)), lambda _: None).sampled
+        assert sampled.tokens[0].token_id == output[index]
+    told.run(StepPlan(99, (), closed=("s", "nobody")), lambda _: None)
+    with pytest.raises(ValueError, match="expected an opening"):
+        told.run(StepPlan(100, (item,)), lambda _: None)
+
+
+@every_numerics
+def test_drafts_change_no_token(
+    numerics: str, model_folder: MakeFolder, script: Any, random_tokens: Any
+) -> None:
+    """Right, wrong and half right guesses; deterministic mode has equal bits, so equal tokens."""
+    params = SamplingParams(temperature=0.8, seed=5, presence_penalty=0.3, logprobs=True)
+    prompt = random_tokens(9, seed=3)
+    plain = TorchRunner(model_folder(), num_blocks=4, numerics=numerics)
+    item = script("s", prompt, (0, 1, 2), params).item(0, 9)
+    wanted = []
+    for step in range(24):
+        (sampled,) = plain.run(StepPlan(step, (item,)), lambda _: None).sampled
+        wanted.append(sampled.tokens[0])
+        item = PlanItem("s", (wanted[-1].token_id,), 9 + step, True)
+    drafted = TorchRunner(model_folder(), num_blocks=4, numerics=numerics)
+    item = script("s", prompt, (0, 1, 2), params).item(0, 9)
+    found: list[OutputToken] = []
+    while len(found) < 20:
+        (sampled,) = drafted.run(StepPlan(1, (item,)), lambda _: None).sampled
+        found += sampled.tokens
+        right = [token.token_id for token in wanted[len(found) : len(found) + 3]]
+        drafts = right[: len(found) % 4] + [0] * (3 - len(found) % 4)
+        tokens = (found[-1].token_id, *drafts)
+        item = PlanItem("s", tokens, 8 + len(found), True, (), num_draft_tokens=3)
+    assert len(found) < 24
+    assert [t.token_id for t in found] == [t.token_id for t in wanted[: len(found)]]
+    if numerics == "deterministic":
+        assert found == wanted[: len(found)]
+
+
+@every_numerics
+@pytest.mark.parametrize("cuts", [(10,), (3, 7, 10), (9, 10)])
+def test_prompt_logprobs_are_those_of_the_reference(
+    numerics: str, cuts: tuple[int, ...], model_folder: MakeFolder, script: Any, random_tokens: Any
+) -> None:
+    params = SamplingParams(temperature=0.0, num_prompt_logprobs=2)
+    sequence = script("s", random_tokens(10, seed=4), (0,), params)
+    runner = TorchRunner(model_folder(), num_blocks=1, numerics=numerics)
+    for start, end in zip((0, *cuts), cuts, strict=False):
+        item = sequence.item(start, end, sample=end == 10)
+        if start:
+            item = replace(item, opening=None)
+        sampled = runner.run(StepPlan(1, (item,)), lambda _: None).sampled
+    spec = read_spec(model_folder())
+    model = Model(spec, load_weights(model_folder(), spec, torch.float32))
+    logprobs = torch.log_softmax(reference_logits(model, sequence.token_ids).double(), dim=-1)
+    found = sampled[0].prompt_logprobs
+    assert [token.token_id for token in found] == list(sequence.token_ids[1:])
+    for position, token in enumerate(found):
+        row = logprobs[position]
+        assert token.logprob == pytest.approx(float(row[token.token_id]), abs=1e-4)
+        values, token_ids = row.topk(2)
+        assert [one for one, _ in token.top] == token_ids.tolist()
+        assert [value for _, value in token.top] == pytest.approx(values.tolist(), abs=1e-4)

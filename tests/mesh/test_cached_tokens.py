@@ -29,15 +29,15 @@ class Watched:
             def run(self, plan: StepPlan, on_layer: Callable[[int], None]) -> StepResult:
                 for item in plan.items:
                     request_id = item.sequence_id.rsplit("/", 2)[0]
-                    end = min(item.start + len(item.token_ids), item.num_prompt_tokens)
                     positions = watched.computed.setdefault(request_id, set())
-                    positions.update(range(item.start, end))
+                    positions.update(range(item.start, item.start + len(item.token_ids)))
                 return super().run(plan, on_layer)
 
         return Runner(num_blocks, block_size, latency)
 
     def num_cached(self, question: Question) -> int:
-        return len(question.prompt) - len(self.computed[question.request_id])
+        prompt = range(len(question.prompt))
+        return len(prompt) - len(self.computed[question.request_id].intersection(prompt))
 
 
 async def check(watched: Watched, mesh: SimMesh, question: Question, **how: object) -> int:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from banyan_core.runner import PlanItem, StepPlan
+from banyan_core.runner import Opening, PlanItem, StepPlan
 from banyan_core.types import SamplingParams
 from banyan_engine.random_model import TINY_CONFIG, write_random_model
 from banyan_engine.torch_runner import NUMERICS, TorchRunner
@@ -93,12 +93,13 @@ def _item(
         sequence_id=f"sequence-{number}",
         token_ids=tuple(range(1, num_tokens + 1)),
         start=start,
-        block_table=tuple(range(place * num_blocks, (place + 1) * num_blocks)),
         sample=sample,
-        sampling=SamplingParams(temperature=0.0),
-        num_prompt_tokens=length,
-        prompt_token_ids=(),
-        output_token_ids=(),
+        opening=Opening(
+            prompt_token_ids=(),
+            output_token_ids=(),
+            block_table=tuple(range(place * num_blocks, (place + 1) * num_blocks)),
+            sampling=SamplingParams(temperature=0.0),
+        ),
     )
 
 

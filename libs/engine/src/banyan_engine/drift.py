@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from banyan_core.runner import PlanItem, StepPlan
+from banyan_core.runner import Opening, PlanItem, StepPlan
 from banyan_core.types import SamplingParams
 from banyan_engine.spec import read_spec
 from banyan_engine.torch_runner import NUMERICS, TorchRunner
@@ -59,17 +59,13 @@ def _next_token(runner: TorchRunner, token_ids: tuple[int, ...], start: int) -> 
         sequence_id="sequence",
         token_ids=token_ids[start:],
         start=start,
-        block_table=tuple(range(NUM_BLOCKS)),
         sample=True,
-        sampling=SamplingParams(temperature=0.0),
-        num_prompt_tokens=len(token_ids),
-        prompt_token_ids=token_ids,
-        output_token_ids=(),
+        opening=Opening(token_ids, (), tuple(range(NUM_BLOCKS)), SamplingParams(temperature=0.0)),
     )
     (sampled,) = runner.run(StepPlan(1, (item,)), lambda layer: None).sampled
-    if sampled.token is None:
+    if not sampled.tokens:
         raise SystemExit(f"folder: expected a model with finite logits: {sampled.error}")
-    return sampled.token.token_id
+    return sampled.tokens[0].token_id
 
 
 def _random_prompt(vocab_size: int, seed: int) -> tuple[int, ...]:

@@ -64,6 +64,11 @@ class PagedKv:
             pool.index_fill_(0, slots.fresh_block_ids, 0)
             pool.flatten(0, 1).index_copy_(0, slots.slot_ids, rows)
 
+    def copy_block(self, source: int, target: int) -> None:
+        """All layers of one block into another, for a sequence that goes on from there alone."""
+        for pool in (*self._keys, *self._values):
+            pool[target] = pool[source]
+
     def gather(self, layer: int, block_ids: Tensor) -> tuple[Tensor, Tensor]:
         """K and V of these blocks, each [blocks * block_size, kv_heads, head_dim].
 

@@ -157,13 +157,10 @@ def _draw(order: Ids, weights: Logits, uniform: float) -> int:
             break
         before += float(run.sum())
     left -= before
-    reached = 0.0
-    for place, weight in enumerate(run):
-        reached += float(weight)
-        if reached > left:
-            break
-    else:
-        place = max(place for place, weight in enumerate(run) if weight > 0)
+    reached = [sum(map(float, run[: place + 1])) for place in range(len(run))]
+    drawn = [place for place in range(len(run)) if reached[place] > left]
+    # Runs are summed in single precision: the last may end a little before its own sum.
+    place = drawn[0] if drawn else max(place for place in range(len(run)) if run[place] > 0)
     return int(order[start + place])
 
 

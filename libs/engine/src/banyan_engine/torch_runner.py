@@ -5,18 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from banyan_core.masks import MaskSource
 from banyan_core.runner import PlanItem, Sampled, StepPlan, StepResult
-from banyan_core.types import KvLayout, OutputToken
+from banyan_core.types import KvLayout
 from banyan_engine.flat_forward import flat_forward
+from banyan_engine.mask_filler import MaskFiller
 from banyan_engine.model import Model
 from banyan_engine.paged_kv import DTYPES, PagedKv
-from banyan_engine.sampler import Logits, SamplingError, is_plain_greedy, sample
+from banyan_engine.sampler import Logits
+from banyan_engine.sequence_state import SequenceState
 from banyan_engine.spans import Span
 from banyan_engine.spec import read_spec
+from banyan_engine.step_sampler import num_logit_rows, sample_item
 from banyan_engine.tiled_forward import tiled_forward
 from banyan_engine.weights import load_weights
 
@@ -32,7 +35,8 @@ class TorchRunner:
     (K and V of all layers). `dtype` is that of weights and KV; unset it is float32 whatever the
     checkpoint has, because most CPUs compute bfloat16 slower, not faster. `num_threads` unset
     leaves torch's own choice; deterministic mode has one. `end_token_ids` are masked by
-    `min_tokens`; unset they are the folder's own.
+    `min_tokens`; unset they are the folder's own. `mask_source` opens grammars; without it a
+    sequence that has one fails.
 
     Raises ModelError for the folder and ValueError for the other arguments.
     """
@@ -48,6 +52,7 @@ class TorchRunner:
         dtype: str | None = None,
         num_threads: int | None = None,
         end_token_ids: tuple[int, ...] | None = None,
+        mask_source: MaskSource | None = None,
     ) -> None:
         dtype = dtype or "float32"
         _check_choices(numerics, dtype, num_threads)
@@ -60,6 +65,8 @@ class TorchRunner:
         self._forward = NUMERICS[numerics]
         self._num_threads = 1 if numerics == "deterministic" else num_threads
         self._end_token_ids = spec.end_token_ids if end_token_ids is None else end_token_ids
+        self._masks = MaskFiller(mask_source, spec.vocab_size)
+        self._states: dict[str, SequenceState] = {}
 
     @property
     def layout(self) -> KvLayout:
@@ -80,14 +87,18 @@ class TorchRunner:
         """Compute a step. Raises ValueError for a plan that does not fit the pool or the model."""
         if self._num_threads is not None and torch.get_num_threads() != self._num_threads:
             torch.set_num_threads(self._num_threads)
-        self._check_tokens(plan.items)
+        for sequence_id in plan.closed:
+            self._states.pop(sequence_id, None)
+        for source, target in plan.copies:
+            self._kv.copy_block(source, target)
+        states = [self._state_of(item) for item in plan.items]
         if not plan.items:
             return StepResult(plan.number, ())
+        self._masks.start([s for s, item in zip(states, plan.items, strict=True) if item.sample])
         with torch.inference_mode():
-            spans = [_span(item) for item in plan.items]
+            spans = [_span(item, state) for item, state in zip(plan.items, states, strict=True)]
             logits = self._forward(self._model, self._kv, spans, on_layer).numpy()
-        sampling = [item for item in plan.items if item.sample]
-        return StepResult(plan.number, self._sample(logits, sampling))
+        return StepResult(plan.number, self._sample(logits, plan.items, states))
 
     def export_page(self, block_id: int, layer: int) -> bytes:
         """K then V of one block in one layer."""
@@ -97,53 +108,51 @@ class TorchRunner:
         """Write a page. Raises ValueError when its length is not this layout's."""
         self._kv.import_page(block_id, layer, data)
 
-    def _sample(self, logits: Logits, items: Sequence[PlanItem]) -> tuple[Sampled, ...]:
-        """All plain greedy rows at once, the others one by one."""
-        finite = np.asarray(np.isfinite(logits).all(axis=1)).tolist()
-        best = logits.argmax(axis=1).tolist()
-        return tuple(
-            Sampled(item.sequence_id, OutputToken(best[row]))
-            if finite[row] and is_plain_greedy(item.sampling)
-            else self._sample_one(logits[row], item)
-            for row, item in enumerate(items)
-        )
+    def _state_of(self, item: PlanItem) -> SequenceState:
+        """What is known of the item's sequence, with what the item adds to it."""
+        self._check_tokens(item)
+        if item.opening is not None:
+            self._states[item.sequence_id] = SequenceState(item.opening, self.num_blocks)
+        state = self._states.get(item.sequence_id)
+        if state is None:
+            raise ValueError(f"{item.sequence_id}: expected an opening, it is not known here")
+        state.extend(item.new_block_ids)
+        return state
 
-    def _sample_one(self, row: Logits, item: PlanItem) -> Sampled:
-        try:
-            token = sample(
-                row,
-                item.sampling,
-                item.prompt_token_ids,
-                item.output_token_ids,
-                self._end_token_ids,
+    def _sample(
+        self, logits: Logits, items: Sequence[PlanItem], states: Sequence[SequenceState]
+    ) -> tuple[Sampled, ...]:
+        masks = iter(self._masks.result(sum(item.sample for item in items)))
+        found: list[Sampled] = []
+        end = 0
+        for item, state in zip(items, states, strict=True):
+            start, end = end, end + num_logit_rows(item, state)
+            allowed = next(masks) if item.sample else None
+            rows = logits[start:end]
+            sampled = sample_item(rows, item, state, self._end_token_ids, allowed)
+            if sampled is not None:
+                found.append(sampled)
+        return tuple(found)
+
+    def _check_tokens(self, item: PlanItem) -> None:
+        spec, end = self._model.spec, item.start + len(item.token_ids)
+        if item.start < 0 or end > spec.context_tokens:
+            raise ValueError(
+                f"{item.sequence_id}: positions {item.start} to {end}, "
+                f"expected at most {spec.context_tokens}"
             )
-        except SamplingError as error:
-            return Sampled(item.sequence_id, None, str(error))
-        return Sampled(item.sequence_id, token)
-
-    def _check_tokens(self, items: Sequence[PlanItem]) -> None:
-        spec = self._model.spec
-        for item in items:
-            end = item.start + len(item.token_ids)
-            if item.start < 0 or end > spec.context_tokens:
-                raise ValueError(
-                    f"{item.sequence_id}: positions {item.start} to {end}, "
-                    f"expected at most {spec.context_tokens}"
-                )
-            if not item.token_ids:
-                raise ValueError(f"{item.sequence_id}: token_ids: expected at least one")
-            if min(item.token_ids) < 0 or max(item.token_ids) >= spec.vocab_size:
-                raise ValueError(
-                    f"{item.sequence_id}: token_ids: expected 0 to {spec.vocab_size - 1}"
-                )
+        if not item.token_ids:
+            raise ValueError(f"{item.sequence_id}: token_ids: expected at least one")
+        if min(item.token_ids) < 0 or max(item.token_ids) >= spec.vocab_size:
+            raise ValueError(f"{item.sequence_id}: token_ids: expected 0 to {spec.vocab_size - 1}")
 
 
-def _span(item: PlanItem) -> Span:
+def _span(item: PlanItem, state: SequenceState) -> Span:
     return Span(
         token_ids=torch.tensor(item.token_ids),
         start=item.start,
-        block_table=torch.tensor(item.block_table),
-        num_sampled=int(item.sample),
+        block_table=state.block_table,
+        num_sampled=num_logit_rows(item, state),
     )
 
 
