@@ -46,6 +46,12 @@ def test_a_salt_separates_tenants_requests_and_models() -> None:
     assert cache_salt(b"other", "a", "", b"m1") not in salts
 
 
+def test_a_salt_separates_adapters_from_each_other_and_from_the_base() -> None:
+    salts = {cache_salt(b"k", "a", "", b"m", adapter) for adapter in (None, b"", b"x", b"y")}
+    assert len(salts) == 4
+    assert cache_salt(b"k", "a", "", b"m", None) == cache_salt(b"k", "a", "", b"m")
+
+
 def test_moving_a_letter_between_parts_gives_another_salt() -> None:
     assert cache_salt(b"k", "ab", "c", b"") != cache_salt(b"k", "a", "bc", b"")
 

@@ -11,6 +11,7 @@ import torch
 
 from banyan_core.runner import Opening, PlanItem
 from banyan_core.types import SamplingParams
+from banyan_engine.lora import LoraWeights
 from banyan_engine.random_model import TINY_CONFIG, write_random_model
 from banyan_engine.spans import Span
 
@@ -48,13 +49,16 @@ class Script:
             self.sequence_id, self.token_ids[start:end], start, sample=sample, opening=opening
         )
 
-    def span(self, start: int, end: int, *, num_sampled: int = 1) -> Span:
+    def span(
+        self, start: int, end: int, *, num_sampled: int = 1, adapter: LoraWeights | None = None
+    ) -> Span:
         """The same positions as a forward pass takes them."""
         return Span(
             token_ids=torch.tensor(self.token_ids[start:end]),
             start=start,
             block_table=torch.tensor(self.block_table),
             num_sampled=num_sampled,
+            adapter=adapter,
         )
 
 

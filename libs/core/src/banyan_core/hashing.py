@@ -1,9 +1,9 @@
 """Content addresses of KV blocks, seeds of choices, and ids that derive from decisions.
 
 hash = H(parent hash, token ids, salt). The salt narrows who may share: it is an HMAC over the
-tenant (or a share group that the operator declared), the request's own `cache_salt`, and the
-model card, so that equal tokens of two tenants never meet. SHA-256 cut to 16 bytes: a cheaper,
-forgeable hash would let one tenant plant KV for another.
+tenant (or a share group that the operator declared), the request's own `cache_salt`, the model
+card and the adapter, so that equal tokens of two tenants, or of two adapters, never meet.
+SHA-256 cut to 16 bytes: a cheaper, forgeable hash would let one tenant plant KV for another.
 """
 
 from __future__ import annotations
@@ -19,10 +19,16 @@ HASH_BYTES = 16
 
 
 def cache_salt(
-    mesh_secret: bytes, share_group: str, request_salt: str, card_digest: bytes
+    mesh_secret: bytes,
+    share_group: str,
+    request_salt: str,
+    card_digest: bytes,
+    adapter_digest: bytes | None = None,
 ) -> bytes:
-    """16 bytes that every block hash of a request starts from."""
-    parts = (share_group.encode(), request_salt.encode(), card_digest)
+    """16 bytes that every block hash of a request starts from; without an adapter, the model's."""
+    parts = [share_group.encode(), request_salt.encode(), card_digest]
+    if adapter_digest is not None:
+        parts.append(adapter_digest)
     message = b"".join(len(part).to_bytes(4, "big") + part for part in parts)
     return hmac.new(mesh_secret, message, hashlib.sha256).digest()[:HASH_BYTES]
 

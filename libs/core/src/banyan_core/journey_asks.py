@@ -46,4 +46,5 @@ def sequence_spec(
         salt=accepted.salt,
         priority=accepted.priority,
         remaining_ns=0 if deadline is None else max(1, deadline - now),
+        adapter=accepted.adapter,
     )

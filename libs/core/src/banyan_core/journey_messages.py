@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from banyan_core.ledger import Visit
 from banyan_core.types import (
+    Adapter,
     BlockHash,
     Decision,
     Finish,
@@ -42,6 +43,7 @@ class Accepted:
     received_ns: int
     deadline_ns: int | None
     stream: bool
+    adapter: Adapter | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from banyan_engine.attention import PagedAttention
+from banyan_engine.lora import lora_rows
 from banyan_engine.model import Model
 from banyan_engine.paged_kv import PagedKv, Slots
 from banyan_engine.spans import Span, sampled_parts
@@ -25,9 +26,10 @@ def flat_forward(
     attention = PagedAttention(kv, spans, model.dtype)
     rotation = model.rotation(torch.cat([torch.arange(span.start, span.end) for span in spans]))
     x = model.embed(torch.cat([span.token_ids for span in spans]))
+    lora = lora_rows([(span.adapter, span.num_tokens) for span in spans])
     last_layer = model.spec.num_layers - 1
     for layer in range(model.spec.num_layers):
-        q, k, v = model.project(layer, x, rotation)
+        q, k, v = model.project(layer, x, rotation, lora)
         kv.write(layer, slots, k, v)
         on_layer(layer)
         if layer == last_layer:
@@ -35,7 +37,8 @@ def flat_forward(
             rows = _sampled_rows(spans)
             x, q = x[rows], q[rows]
             attention = PagedAttention(kv, sampled_parts(spans), model.dtype)
-        x = model.finish(layer, x, attention.attend(layer, q))
+            lora = lora_rows([(span.adapter, span.num_sampled) for span in spans])
+        x = model.finish(layer, x, attention.attend(layer, q), lora)
     return model.logits(x)
 
 

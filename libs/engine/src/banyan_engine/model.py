@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from banyan_engine.linear import linear
+from banyan_engine.linear import Weight, linear
+from banyan_engine.lora import LoraRows
 from banyan_engine.spec import ModelSpec, RopeSpec
 from banyan_engine.weights import ModelWeights
 
@@ -49,20 +50,26 @@ class Model:
         angles = torch.cat((angles, angles), dim=-1)[:, None, :]
         return Rotation(angles.cos().to(self.dtype), angles.sin().to(self.dtype))
 
-    def project(self, layer: int, x: Tensor, rotation: Rotation) -> tuple[Tensor, Tensor, Tensor]:
+    def project(
+        self, layer: int, x: Tensor, rotation: Rotation, lora: LoraRows | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """q [tokens, heads, head_dim], k and v [tokens, kv_heads, head_dim] of one layer."""
         spec, weights = self.spec, self._weights.layers[layer]
-        qkv = linear(self._norm(x, weights.attention_norm), weights.qkv)
+        normed = self._norm(x, weights.attention_norm)
+        qkv = _product(normed, weights.qkv, lora, layer, "qkv")
         qkv = qkv.view(len(x), -1, spec.head_dim)
         q, k, v = qkv.tensor_split((spec.num_heads, spec.num_heads + spec.num_kv_heads), dim=1)
         return rotate(q, rotation), rotate(k, rotation), v
 
-    def finish(self, layer: int, x: Tensor, attended: Tensor) -> Tensor:
+    def finish(
+        self, layer: int, x: Tensor, attended: Tensor, lora: LoraRows | None = None
+    ) -> Tensor:
         """The layer's output, from its input and from the attended values of each head."""
         weights = self._weights.layers[layer]
-        x = x + linear(attended.flatten(1), weights.output)
-        gate, up = linear(self._norm(x, weights.mlp_norm), weights.gate_up).chunk(2, dim=-1)
-        return x + linear(F.silu(gate) * up, weights.down)
+        x = x + _product(attended.flatten(1), weights.output, lora, layer, "output")
+        normed = self._norm(x, weights.mlp_norm)
+        gate, up = _product(normed, weights.gate_up, lora, layer, "gate_up").chunk(2, dim=-1)
+        return x + _product(F.silu(gate) * up, weights.down, lora, layer, "down")
 
     def logits(self, x: Tensor) -> Tensor:
         """[tokens, hidden] to fp32 [tokens, vocab]."""
@@ -70,6 +77,13 @@ class Model:
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
         return F.rms_norm(x, (x.shape[-1],), weight, self.spec.rms_norm_eps)
+
+
+def _product(x: Tensor, weight: Weight, lora: LoraRows | None, layer: int, name: str) -> Tensor:
+    y = linear(x, weight)
+    if lora is not None:
+        lora.add(layer, name, x, y)
+    return y
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:

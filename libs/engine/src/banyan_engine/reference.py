@@ -11,15 +11,19 @@ import torch
 from torch import Tensor
 
 from banyan_engine.attention import attend_dense
+from banyan_engine.lora import LoraWeights, lora_of_all
 from banyan_engine.model import Model
 
 
 @torch.inference_mode()
-def reference_logits(model: Model, token_ids: Sequence[int]) -> Tensor:
+def reference_logits(
+    model: Model, token_ids: Sequence[int], adapter: LoraWeights | None = None
+) -> Tensor:
     """fp32 logits [tokens, vocab] of every position of one sequence."""
     rotation = model.rotation(torch.arange(len(token_ids)))
+    lora = lora_of_all(adapter)
     x = model.embed(torch.tensor(token_ids))
     for layer in range(model.spec.num_layers):
-        q, k, v = model.project(layer, x, rotation)
-        x = model.finish(layer, x, attend_dense(q, k, v))
+        q, k, v = model.project(layer, x, rotation, lora)
+        x = model.finish(layer, x, attend_dense(q, k, v), lora)
     return model.logits(x)

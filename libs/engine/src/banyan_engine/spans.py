@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from banyan_engine.lora import LoraWeights
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Span:
@@ -24,6 +26,7 @@ class Span:
     start: int
     block_table: Tensor
     num_sampled: int
+    adapter: LoraWeights | None = None
 
     @property
     def num_tokens(self) -> int:

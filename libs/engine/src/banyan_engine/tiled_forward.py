@@ -22,6 +22,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from banyan_engine.lora import LoraRows, lora_of_all
 from banyan_engine.model import Model, Rotation
 from banyan_engine.paged_kv import PagedKv, Slots
 from banyan_engine.spans import Span
@@ -38,6 +39,7 @@ class _Tiled(NamedTuple):
     end_tile: int
     num_sampled_tiles: int
     rotations: list[Rotation]
+    lora: LoraRows | None
 
 
 def tiled_forward(
@@ -64,7 +66,7 @@ def tiled_forward(
         for index, cut in enumerate(cuts):
             attended = _attend(kv, layer, cut, queries[index])
             tiles[index] = [
-                model.finish(layer, x, values)
+                model.finish(layer, x, values, cut.lora)
                 for x, values in zip(tiles[index], attended, strict=True)
             ]
     logits = [
@@ -90,6 +92,7 @@ def _tiled(model: Model, kv: PagedKv, span: Span) -> _Tiled:
         end_tile=end_tile,
         num_sampled_tiles=end_tile - first_sampled_tile if span.num_sampled else 0,
         rotations=[model.rotation(part) for part in positions.view(-1, TILE_TOKENS)],
+        lora=lora_of_all(span.adapter),
     )
 
 
@@ -105,7 +108,8 @@ def _project_and_write(
 ) -> list[Tensor]:
     """Write the K and V of the span's own rows; the queries of each tile."""
     projected = [
-        model.project(layer, x, rotation) for x, rotation in zip(xs, cut.rotations, strict=True)
+        model.project(layer, x, rotation, cut.lora)
+        for x, rotation in zip(xs, cut.rotations, strict=True)
     ]
     keys = torch.cat([k for _, k, _ in projected])[cut.rows]
     values = torch.cat([v for _, _, v in projected])[cut.rows]
