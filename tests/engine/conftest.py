@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +13,8 @@ import torch
 
 from banyan_core.runner import Opening, PlanItem
 from banyan_core.types import SamplingParams
+from banyan_engine.kernels import native
+from banyan_engine.kernels.build import cpu_level
 from banyan_engine.lora import LoraWeights
 from banyan_engine.random_model import TINY_CONFIG, write_random_model
 from banyan_engine.spans import Span
@@ -101,3 +105,15 @@ def random_tokens() -> Callable[[int, int], tuple[int, ...]]:
         return tuple(ids)
 
     return tokens
+
+
+@pytest.fixture(scope="session")
+def helper() -> ctypes.CDLL:
+    """The compiled helper; skips where a machine can have none."""
+    if cpu_level() is None:
+        pytest.skip("the compiled helper has no code for this CPU")
+    if shutil.which("g++") is None:
+        pytest.skip("no g++ to compile the helper with")
+    library = native.loader.wait(300)
+    assert library is not None, native.loader.status
+    return library

@@ -1,0 +1,145 @@
+"""Calls into the compiled helper, with tensors. Each function returns None or False where the
+helper is absent or has no code for the case, and the caller goes its own way.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from banyan_engine.kernels.build import Loader
+
+STEP = 32
+"""Channels that the products take at a time: rows are padded to a multiple of it."""
+MAX_ROWS = 32
+"""Rows of x up to which the helper's product is faster than unpacking and torch's."""
+_DIM_STEP, _MAX_DIM = 16, 256
+_TYPES = (torch.bfloat16, torch.float32)
+DENSE, INT8, INT4 = range(3)
+
+loader = Loader()
+
+
+def library() -> ctypes.CDLL | None:
+    """The helper, or None while it is not there. The first call begins to get it."""
+    if loader.library is None and loader.status == "not asked for":
+        loader.start()
+    return loader.library
+
+
+def product(
+    x: Tensor,
+    weight: Tensor,
+    scales: Tensor | None,
+    bias: Tensor | None,
+    *,
+    format: int,
+    num_out: int,
+    helper: ctypes.CDLL,
+) -> Tensor:
+    """x [rows, in] times a weight [out, in] of the named format; `in` is a multiple of STEP."""
+    x = x.contiguous()
+    y = x.new_empty(len(x), num_out)
+    helper.banyan_product(
+        x.dtype is torch.bfloat16,
+        format,
+        ctypes.c_void_p(x.data_ptr()),
+        ctypes.c_void_p(weight.data_ptr()),
+        ctypes.c_void_p(None if scales is None else scales.data_ptr()),
+        ctypes.c_void_p(None if bias is None else bias.data_ptr()),
+        ctypes.c_void_p(y.data_ptr()),
+        ctypes.c_int64(len(x)),
+        ctypes.c_int64(x.shape[1]),
+        ctypes.c_int64(num_out),
+        torch.get_num_threads(),
+    )
+    return y
+
+
+class Pools(NamedTuple):
+    """K and V of a layer, [blocks, block_size, kv_heads, dim]; int8 has scales [.., kv_heads]."""
+
+    keys: Tensor
+    values: Tensor
+    key_scales: Tensor | None = None
+    value_scales: Tensor | None = None
+
+
+class Rows(NamedTuple):
+    """Single query rows: the last position that each sees, and its block table."""
+
+    positions: Tensor
+    tables: Tensor
+    block_tables: Sequence[Tensor]
+
+
+def rows(last_positions: Sequence[int], block_tables: Sequence[Tensor]) -> Rows:
+    """Tables are int64 and contiguous; they are kept, because the helper reads them in place."""
+    addresses = torch.tensor([table.data_ptr() for table in block_tables], dtype=torch.int64)
+    positions = torch.tensor(last_positions, dtype=torch.int64)
+    return Rows(positions, addresses, block_tables)
+
+
+def can_attend(q_type: torch.dtype, pools: Pools) -> bool:
+    """Whether the helper has code for queries of this type over these pools."""
+    dims = pools.keys.shape[-1], pools.values.shape[-1]
+    fits = all(dim and dim % _DIM_STEP == 0 and dim <= _MAX_DIM for dim in dims)
+    int8 = pools.keys.dtype == torch.int8 and pools.key_scales is not None
+    return fits and q_type in _TYPES and (int8 or pools.keys.dtype == q_type)
+
+
+class _AttendArgs(ctypes.Structure):
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("q", "keys", "values")),
+        *((name, ctypes.c_void_p) for name in ("key_scales", "value_scales", "out")),
+        *((name, ctypes.c_void_p) for name in ("tables", "positions")),
+        *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "key_dim")),
+        *((name, ctypes.c_int64) for name in ("value_dim", "block_size", "window")),
+        ("scale", ctypes.c_float),
+        ("softcap", ctypes.c_float),
+        ("threads", ctypes.c_int),
+    )
+
+
+def attend(
+    q: Tensor,
+    pools: Pools,
+    rows: Rows,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    helper: ctypes.CDLL,
+) -> Tensor:
+    """Attention of q [rows, heads, key_dim] to [rows, heads, value_dim]; see `can_attend`."""
+    q = q.contiguous()
+    out = q.new_empty(*q.shape[:2], pools.values.shape[-1])
+    if not len(q):
+        return out
+    scales = pools.key_scales, pools.value_scales
+    args = _AttendArgs(
+        *(tensor.data_ptr() for tensor in (q, pools.keys, pools.values)),
+        *(None if tensor is None else tensor.data_ptr() for tensor in scales),
+        *(tensor.data_ptr() for tensor in (out, rows.tables, rows.positions)),
+        *q.shape[:2],
+        *pools.keys.shape[2:],
+        pools.values.shape[-1],
+        pools.keys.shape[1],
+        window or 0,
+        scale,
+        softcap or 0.0,
+        torch.get_num_threads(),
+    )
+    helper.banyan_attend(q.dtype is torch.bfloat16, ctypes.byref(args))
+    return out
+
+
+@lru_cache(maxsize=1)
+def has_bfloat16() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
