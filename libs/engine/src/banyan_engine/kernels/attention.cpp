@@ -6,16 +6,16 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 struct AttendArgs {  // as in native.py
-  const void *q, *keys, *values;          // q [rows, heads, key_dim]; pools by slot
-  const float *key_scales, *value_scales; // per slot and KV head, or null
-  void* out;                              // [rows, heads, value_dim]
-  const int64_t* tables;                  // [rows] addresses of block tables
-  const int64_t* positions;               // [rows] the last position that a row sees
+  const void *q, *keys, *values;  // q [rows, heads, key_dim]; pools [slots, kv_heads, dim]
+  void* out;                      // [rows, heads, value_dim]
+  const int64_t* tables;          // [rows] addresses of block tables
+  const int64_t* positions;       // [rows] the last position that a row sees
   int64_t rows, heads, kv_heads, key_dim, value_dim, block_size, window;  // window 0: none
-  float scale, softcap;                   // softcap 0: none
+  float scale, softcap;           // softcap 0: none
   int threads;
 };
 
@@ -66,19 +66,24 @@ INLINE void add_values(float* const* sum, const float* keep, const f32x16* weigh
 template <int G, class T, class KV>
 INLINE void tile(const AttendArgs& a, const T* q, int64_t kv_head, const int64_t* slots, int n,
                  const Part* parts) {
-  const int64_t key_stride = a.kv_heads * a.key_dim, value_stride = a.kv_heads * a.value_dim;
+  // Behind the bytes of an int8 row stands its scale, a float.
+  constexpr bool SCALED = std::is_same<KV, int8_t>::value;
+  const int64_t extra = SCALED ? sizeof(float) : 0;
+  const int64_t key_stride = a.kv_heads * (a.key_dim + extra);
+  const int64_t value_stride = a.kv_heads * (a.value_dim + extra);
+  const KV* keys = (const KV*)a.keys + kv_head * (a.key_dim + extra);
+  const KV* values = (const KV*)a.values + kv_head * (a.value_dim + extra);
   f32x16 weights[G];
   float keep[G], *sum[G];
   const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   f32x16 key_scales = splat(a.scale), value_scales = splat(1.0f);
-  if (a.key_scales)
+  if (SCALED)
     for (int t = 0; t < TILE; t++) {
-      key_scales[t] *= a.key_scales[slots[t] * a.kv_heads + kv_head];
-      value_scales[t] = a.value_scales[slots[t] * a.kv_heads + kv_head];
+      key_scales[t] *= load<float>(keys + slots[t] * key_stride + a.key_dim);
+      value_scales[t] = load<float>(values + slots[t] * value_stride + a.value_dim);
     }
   for (int g = 0; g < G; g++) {
-    f32x16 s = scores(q + g * a.key_dim, (const KV*)a.keys + kv_head * a.key_dim, slots, key_stride,
-                      a.key_dim);
+    f32x16 s = scores(q + g * a.key_dim, keys, slots, key_stride, a.key_dim);
     s *= key_scales;
     if (a.softcap > 0)
       for (int t = 0; t < TILE; t++) s[t] = a.softcap * std::tanh(s[t] / a.softcap);
@@ -93,8 +98,7 @@ INLINE void tile(const AttendArgs& a, const T* q, int64_t kv_head, const int64_t
     weights[g] = p * value_scales;
     sum[g] = parts[g].sum;
   }
-  add_values<G>(sum, keep, weights, (const KV*)a.values + kv_head * a.value_dim, slots, n,
-                value_stride, a.value_dim);
+  add_values<G>(sum, keep, weights, values, slots, n, value_stride, a.value_dim);
 }
 
 template <class T, class KV>
@@ -171,9 +175,9 @@ void attend(const AttendArgs& a) {
 
 // q and out are bfloat16 or float; the pools are of the same type, or int8 with scales. Dimensions
 // are multiples of 16 and at most MAX_DIM, and each row sees at least one key.
-extern "C" void banyan_attend(int is_bf16, const AttendArgs* args) {
+extern "C" void banyan_attend(int is_bf16, int is_int8, const AttendArgs* args) {
   if (is_bf16)
-    args->key_scales ? attend<bf16, int8_t>(*args) : attend<bf16, bf16>(*args);
+    is_int8 ? attend<bf16, int8_t>(*args) : attend<bf16, bf16>(*args);
   else
-    args->key_scales ? attend<float, int8_t>(*args) : attend<float, float>(*args);
+    is_int8 ? attend<float, int8_t>(*args) : attend<float, float>(*args);
 }

@@ -62,12 +62,24 @@ def product(
 
 
 class Pools(NamedTuple):
-    """K and V of a layer, [blocks, block_size, kv_heads, dim]; int8 has scales [.., kv_heads]."""
+    """K and V of a layer, each [blocks, block_size, kv_heads, dim].
+
+    int8 rows are 4 bytes longer than dim: behind its bytes stands a row's float32 scale.
+    """
 
     keys: Tensor
     values: Tensor
-    key_scales: Tensor | None = None
-    value_scales: Tensor | None = None
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether rows are bytes with a scale."""
+        return self.keys.dtype == torch.int8
+
+    @property
+    def dims(self) -> tuple[int, int]:
+        """Channels of a key and of a value."""
+        extra = 4 if self.is_int8 else 0
+        return self.keys.shape[-1] - extra, self.values.shape[-1] - extra
 
 
 class Rows(NamedTuple):
@@ -87,17 +99,14 @@ def rows(last_positions: Sequence[int], block_tables: Sequence[Tensor]) -> Rows:
 
 def can_attend(q_type: torch.dtype, pools: Pools) -> bool:
     """Whether the helper has code for queries of this type over these pools."""
-    dims = pools.keys.shape[-1], pools.values.shape[-1]
-    fits = all(dim and dim % _DIM_STEP == 0 and dim <= _MAX_DIM for dim in dims)
-    int8 = pools.keys.dtype == torch.int8 and pools.key_scales is not None
-    return fits and q_type in _TYPES and (int8 or pools.keys.dtype == q_type)
+    fits = all(dim > 0 and dim % _DIM_STEP == 0 and dim <= _MAX_DIM for dim in pools.dims)
+    return fits and q_type in _TYPES and (pools.is_int8 or pools.keys.dtype == q_type)
 
 
 class _AttendArgs(ctypes.Structure):
     _fields_ = (
         *((name, ctypes.c_void_p) for name in ("q", "keys", "values")),
-        *((name, ctypes.c_void_p) for name in ("key_scales", "value_scales", "out")),
-        *((name, ctypes.c_void_p) for name in ("tables", "positions")),
+        *((name, ctypes.c_void_p) for name in ("out", "tables", "positions")),
         *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "key_dim")),
         *((name, ctypes.c_int64) for name in ("value_dim", "block_size", "window")),
         ("scale", ctypes.c_float),
@@ -118,24 +127,23 @@ def attend(
 ) -> Tensor:
     """Attention of q [rows, heads, key_dim] to [rows, heads, value_dim]; see `can_attend`."""
     q = q.contiguous()
-    out = q.new_empty(*q.shape[:2], pools.values.shape[-1])
+    key_dim, value_dim = pools.dims
+    out = q.new_empty(*q.shape[:2], value_dim)
     if not len(q):
         return out
-    scales = pools.key_scales, pools.value_scales
     args = _AttendArgs(
-        *(tensor.data_ptr() for tensor in (q, pools.keys, pools.values)),
-        *(None if tensor is None else tensor.data_ptr() for tensor in scales),
-        *(tensor.data_ptr() for tensor in (out, rows.tables, rows.positions)),
+        *(each.data_ptr() for each in (q, *pools, out, rows.tables, rows.positions)),
         *q.shape[:2],
-        *pools.keys.shape[2:],
-        pools.values.shape[-1],
+        pools.keys.shape[2],
+        key_dim,
+        value_dim,
         pools.keys.shape[1],
         window or 0,
         scale,
         softcap or 0.0,
         torch.get_num_threads(),
     )
-    helper.banyan_attend(q.dtype is torch.bfloat16, ctypes.byref(args))
+    helper.banyan_attend(q.dtype is torch.bfloat16, pools.is_int8, ctypes.byref(args))
     return out
 
 
