@@ -96,6 +96,15 @@ def test_special_tokens(tmp_path: Path) -> None:
     assert tokenizer.token_bytes(1) == b"<|end|>"
 
 
+@pytest.mark.parametrize("kind", ["bytes", "folder"])
+def test_a_stream_spells_out_the_special_tokens_it_is_asked_for(kind: str, tmp_path: Path) -> None:
+    folder = write_folder(tmp_path, byte_level())
+    tokenizer = ByteTokenizer() if kind == "bytes" else HfTokenizer(folder)
+    token_ids = tokenizer.encode("<|begin|>hi<|end|>", add_special=False)
+    stream = tokenizer.decode_stream(shown=("<|end|>", "<|unknown|>"))
+    assert "".join(map(stream.push, token_ids)) + stream.finish() == "hi<|end|>"
+
+
 def test_ids_without_a_token_add_nothing(tmp_path: Path) -> None:
     tokenizer = HfTokenizer(write_folder(tmp_path, byte_level(), vocab_size=512))
     assert tokenizer.vocab_size == 512

@@ -36,7 +36,7 @@ class ChoiceText:
 
     A token is released as soon as all its text is sent. When a stop string cuts the text, tokens
     that begin before the cut are released too; later ones never are. Tokens in `silent_ids` (stop
-    tokens) add no text unless `include` is set.
+    tokens) add no text unless `include` is set; special tokens add none unless they are `shown`.
     """
 
     def __init__(
@@ -45,8 +45,9 @@ class ChoiceText:
         stops: Sequence[str],
         include: bool = False,
         silent_ids: Collection[int] = (),
+        shown: Collection[str] = (),
     ) -> None:
-        self._detokenizer = tokenizer.decode_stream()
+        self._detokenizer = tokenizer.decode_stream(shown)
         self._matcher = StopMatcher(stops, include)
         self._has_stops = bool(stops)
         self._silent_ids = () if include else tuple(silent_ids)

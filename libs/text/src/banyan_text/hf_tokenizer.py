@@ -9,7 +9,7 @@ blank, `<0xE2>` for a byte).
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +87,16 @@ class HfTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return decode_all(self.decode_stream(), token_ids)
 
-    def decode_stream(self) -> Detokenizer:
-        return Detokenizer(self._visible_bytes, self._num_leading_spaces)
+    def decode_stream(self, shown: Collection[str] = ()) -> Detokenizer:
+        shown_ids = frozenset(i for text, i in self._special_ids.items() if text in shown)
+        if not shown_ids:
+            return Detokenizer(self._visible_bytes, self._num_leading_spaces)
+
+        def visible(token_id: int) -> bytes:
+            spelled = token_id in shown_ids
+            return self._bytes[token_id] if spelled else self._visible_bytes(token_id)
+
+        return Detokenizer(visible, self._num_leading_spaces)
 
     def token_bytes(self, token_id: int) -> bytes:
         return self._bytes[token_id] if token_id < self._vocab_size else b""

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final, Protocol
 
 from banyan_text.detokenizer import Detokenizer
@@ -43,8 +43,9 @@ class Tokenizer(Protocol):
         """The text of these tokens, equal to what a stream of them gives in the end."""
         ...
 
-    def decode_stream(self) -> Detokenizer:
-        """A new incremental detokeniser, for one choice."""
+    def decode_stream(self, shown: Collection[str] = ()) -> Detokenizer:
+        """A new incremental detokeniser, for one choice; it spells out the special tokens `shown`,
+        as a parser of tool calls or of reasoning needs it."""
         ...
 
     def token_bytes(self, token_id: int) -> bytes:
@@ -103,8 +104,14 @@ class ByteTokenizer:
     def decode(self, token_ids: Sequence[int]) -> str:
         return decode_all(self.decode_stream(), token_ids)
 
-    def decode_stream(self) -> Detokenizer:
-        return Detokenizer(lambda token_id: bytes([token_id]) if token_id < _NUM_BYTES else b"")
+    def decode_stream(self, shown: Collection[str] = ()) -> Detokenizer:
+        shown_ids = frozenset(i for text, i in self._special_ids.items() if text in shown)
+
+        def visible(token_id: int) -> bytes:
+            is_visible = token_id < _NUM_BYTES or token_id in shown_ids
+            return self.token_bytes(token_id) if is_visible else b""
+
+        return Detokenizer(visible)
 
     def token_bytes(self, token_id: int) -> bytes:
         if token_id < _NUM_BYTES:
