@@ -15,6 +15,8 @@ from banyan_core.runner import Runner
 from banyan_core.types import ModelCard
 from banyan_runtime.settings import SettingsError
 from banyan_text.card import echo_card, read_card
+from banyan_text.grammar import Grammars
+from banyan_text.hf_tokenizer import HfTokenizer
 from banyan_text.model_folder import ModelFolderError
 
 ECHO_BLOCKS = 16_384
@@ -61,6 +63,7 @@ def load_runner(
         ) from None
     try:
         card = read_card(folder, block_size, numerics, name)
+        grammars = Grammars(HfTokenizer(folder), card.end_token_ids)
     except ModelFolderError as error:
         raise SettingsError(f"{prefix}MODEL={folder}: {error}") from None
     block_bytes = card.kv_layout.token_bytes * block_size
@@ -75,6 +78,7 @@ def load_runner(
             block_size=block_size,
             numerics=numerics,
             num_threads=num_threads,
+            mask_source=grammars,
         )
     except (ModelFolderError, ValueError) as error:
         raise SettingsError(f"{prefix}MODEL={folder}: {error}") from None

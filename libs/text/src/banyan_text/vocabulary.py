@@ -1,0 +1,51 @@
+"""A tokenizer's vocabulary as llguidance wants to see it: bytes of every token, and a way back.
+
+Where a grammar leaves one continuation only, llguidance asks how that text is written in tokens,
+so that forced text looks to the model as it did in training.
+"""
+
+from __future__ import annotations
+
+from banyan_text.tokenizer import Tokenizer
+
+
+class Vocabulary:
+    """`size` tokens, those past the tokenizer's own included; without a token, no bytes."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokenizer: Tokenizer, size: int, end_token_id: int) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = end_token_id
+        self.tokens = [tokenizer.token_bytes(token_id) for token_id in range(size)]
+        self.special_token_ids = list(tokenizer.special_ids.values())
+        self._special = frozenset(self.special_token_ids)
+        self._ids = {
+            data: token_id
+            for token_id, data in reversed(list(enumerate(self.tokens)))
+            if data and token_id not in self._special
+        }
+        self._token_bytes_max = max(map(len, self._ids), default=1)
+
+    def __call__(self, text: str) -> list[int]:
+        """The model's own way to write it if that is exact, else the longest tokens that fit."""
+        data = text.encode()
+        token_ids = self._tokenizer.encode(text, add_special=False)
+        exact = b"".join(map(self.tokens.__getitem__, token_ids)) == data
+        if exact and self._special.isdisjoint(token_ids):
+            return token_ids
+        return self._greedy(data)
+
+    def _greedy(self, data: bytes) -> list[int]:
+        token_ids = []
+        start = 0
+        while start < len(data):
+            for end in range(min(len(data), start + self._token_bytes_max), start, -1):
+                if (token_id := self._ids.get(data[start:end])) is not None:
+                    token_ids.append(token_id)
+                    start = end
+                    break
+            else:  # no token for this byte: what is there is a valid beginning
+                break
+        return token_ids
