@@ -29,6 +29,7 @@ from banyan_core.types import SequenceSpec
 from banyan_gateway.auth import DEFAULT_TENANT
 from banyan_gateway.main import THREAD_SWITCH_S
 from banyan_gateway.prepare import Arrival, Prepared, Preparer
+from banyan_gateway.served_models import ServedModels
 from banyan_runtime import codec
 from banyan_runtime.offload import ThreadOffload
 from banyan_text.card import read_card
@@ -71,7 +72,8 @@ async def measure(num_prompts: int) -> dict[str, dict[str, float]]:
     card = dataclasses.replace(
         read_card(folder, 16, "fast", "banyan-demo"), context_tokens=CONTEXT_TOKENS
     )
-    preparer = Preparer(HfTokenizer(folder), card)
+    models = ServedModels(card, started_unix_s=0)
+    preparer = Preparer(HfTokenizer(folder), card, models)
     arrival = Arrival("chatcmpl-1", DEFAULT_TENANT, 0, 1, None)
     offload = ThreadOffload(2)
     text = SENTENCE * (100_000 // 15)

@@ -17,6 +17,7 @@ from banyan_gateway.api import ApiOptions, ApiTools, build_app
 from banyan_gateway.auth import KeyRing, Tenant
 from banyan_gateway.http_server import HttpServer
 from banyan_gateway.reply import ReplyOptions
+from banyan_gateway.served_models import ServedModels
 from banyan_runtime.clock import SystemClock
 from banyan_runtime.offload import InlineOffload
 from banyan_text.card import echo_card
@@ -65,7 +66,8 @@ def app_of(gateway: EchoGateway, keys: KeyRing) -> FastAPI:
         body_timeout_s=0.5,
     )
     card = echo_card(16, "fast")
-    return build_app(gateway, ByteTokenizer(), card, keys, tools, options)
+    models = ServedModels(card, started_unix_s=1_700_000_000)
+    return build_app(gateway, ByteTokenizer(), card, models, keys, tools, options)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from banyan_gateway.openai_format import (
 )
 from banyan_gateway.ports import GenerationRequest, Usage
 from banyan_gateway.prepare import Arrival, Preparer
+from banyan_gateway.served_models import ServedModels
 from banyan_text.tokenizer import Tokenizer
 from banyan_worker.offline_engine import OfflineAnswer, OfflineRequest
 
@@ -92,7 +93,7 @@ class Batch:
     def __init__(self, card: ModelCard, tokenizer: Tokenizer) -> None:
         self._card = card
         self._tokenizer = tokenizer
-        self._preparer = Preparer(tokenizer, card)
+        self._preparer = Preparer(tokenizer, card, ServedModels(card, int(time.time())))
 
     def open(self, line: Line) -> OpenLine:
         """Raises ApiError."""

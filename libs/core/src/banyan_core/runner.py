@@ -115,3 +115,17 @@ class Runner(Protocol):
     def import_page(self, block_id: int, layer: int, data: bytes) -> None:
         """Write a page. Raises ValueError when its length is not this layout's."""
         ...
+
+
+class AdapterRunner(Protocol):
+    """What a runner has besides, if it can compute with LoRA adapters.
+
+    Both may be called while a step runs, on another thread. A sequence that was opened with an
+    adapter keeps it, dropped or not.
+    """
+
+    def load_adapter(self, adapter: Adapter, folder: str) -> None:
+        """Make it ready for openings that name its digest. Raises ValueError that says why not."""
+        ...
+
+    def drop_adapter(self, digest: bytes) -> None: ...

@@ -11,6 +11,7 @@ from banyan_core.masks import MaskState
 from banyan_core.runner import Opening
 from banyan_core.types import OutputToken
 from banyan_engine.history import History
+from banyan_engine.lora import LoraWeights
 
 _ROOM_BLOCKS = 16
 
@@ -22,9 +23,11 @@ class SequenceState:
     `grammar_error` are the mask filler's. Raises ValueError for a block that is not in the pool.
     """
 
-    def __init__(self, opening: Opening, num_blocks: int) -> None:
+    def __init__(
+        self, opening: Opening, num_blocks: int, adapter: LoraWeights | None = None
+    ) -> None:
         self.sampling = opening.sampling
-        self.adapter = opening.adapter
+        self.adapter = adapter
         self.prompt_token_ids = opening.prompt_token_ids
         self.output_token_ids = opening.output_token_ids
         self.history = History(self.sampling, self.prompt_token_ids, self.output_token_ids)

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from banyan_core.masks import MaskSource
 from banyan_core.runner import PlanItem, Sampled, StepPlan, StepResult
-from banyan_core.types import KvLayout
+from banyan_core.types import Adapter, KvLayout
 from banyan_engine.flat_forward import flat_forward
+from banyan_engine.lora import LoraWeights, load_lora
 from banyan_engine.mask_filler import MaskFiller
 from banyan_engine.model import Model
 from banyan_engine.paged_kv import DTYPES, PagedKv
@@ -29,7 +30,7 @@ NUMERICS: dict[str, Forward] = {"fast": flat_forward, "deterministic": tiled_for
 
 
 class TorchRunner:
-    """`banyan_core.runner.Runner` over torch on the CPU.
+    """`banyan_core.runner.Runner` and `AdapterRunner` over torch on the CPU.
 
     `numerics` is "fast" or "deterministic". The pool is given as `num_blocks` or as `kv_bytes`
     (K and V of all layers). `dtype` is that of weights and KV; unset it is float32 whatever the
@@ -67,6 +68,7 @@ class TorchRunner:
         self._end_token_ids = spec.end_token_ids if end_token_ids is None else end_token_ids
         self._masks = MaskFiller(mask_source, spec.vocab_size)
         self._states: dict[str, SequenceState] = {}
+        self._adapters: dict[bytes, LoraWeights] = {}
 
     @property
     def layout(self) -> KvLayout:
@@ -108,16 +110,34 @@ class TorchRunner:
         """Write a page. Raises ValueError when its length is not this layout's."""
         self._kv.import_page(block_id, layer, data)
 
+    def load_adapter(self, adapter: Adapter, folder: str) -> None:
+        """Read it from its folder. Raises ModelError."""
+        if adapter.digest not in self._adapters:
+            weights = load_lora(Path(folder), self._model.spec, self._model.dtype)
+            self._adapters[adapter.digest] = weights
+
+    def drop_adapter(self, digest: bytes) -> None:
+        self._adapters.pop(digest, None)
+
     def _state_of(self, item: PlanItem) -> SequenceState:
         """What is known of the item's sequence, with what the item adds to it."""
         self._check_tokens(item)
         if item.opening is not None:
-            self._states[item.sequence_id] = SequenceState(item.opening, self.num_blocks)
+            weights = self._adapter_of(item)
+            self._states[item.sequence_id] = SequenceState(item.opening, self.num_blocks, weights)
         state = self._states.get(item.sequence_id)
         if state is None:
             raise ValueError(f"{item.sequence_id}: expected an opening, it is not known here")
         state.extend(item.new_block_ids)
         return state
+
+    def _adapter_of(self, item: PlanItem) -> LoraWeights | None:
+        adapter = None if item.opening is None else item.opening.adapter
+        if adapter is None:
+            return None
+        if adapter.digest not in self._adapters:
+            raise ValueError(f"{item.sequence_id}: adapter {adapter.name!r} is not loaded")
+        return self._adapters[adapter.digest]
 
     def _sample(
         self, logits: Logits, items: Sequence[PlanItem], states: Sequence[SequenceState]
@@ -153,6 +173,7 @@ def _span(item: PlanItem, state: SequenceState) -> Span:
         start=item.start,
         block_table=state.block_table,
         num_sampled=num_logit_rows(item, state),
+        adapter=state.adapter,
     )
 
 

@@ -18,9 +18,12 @@ from banyan_core.scheduler import EngineLimits
 from banyan_core.types import NS_PER_S, Role, WorkerRef
 from banyan_runtime.buses import BusSettings, open_bus
 from banyan_runtime.directories import DirectorySetting
+from banyan_runtime.offload import ThreadOffload
 from banyan_runtime.policy_file import read_policy_file
 from banyan_runtime.service_main import Kit, run_main
 from banyan_runtime.settings import Address, Positive, Seconds, SettingsError, shared
+from banyan_text.adapter_folder import AdapterFolder
+from banyan_worker.adapter_pool import AdapterSource
 from banyan_worker.options import WorkerOptions
 from banyan_worker.runners import Loaded, RunnerKind, load_runner
 from banyan_worker.service import WorkerService
@@ -38,7 +41,8 @@ class Numerics(StrEnum):
 class Settings(BusSettings):
     """`advertise` is the address that others call; unset it is `address`, with this machine's
     name where that is every interface. The KV pool is `num_blocks` if set, else what fits into
-    `kv_bytes`. `grace_s` is how long running sequences may go on after SIGTERM.
+    `kv_bytes`. `adapters` is a folder of LoRA adapters, of which at most `max_adapters` are in
+    memory. `grace_s` is how long running sequences may go on after SIGTERM.
     """
 
     metrics_address: Address
@@ -53,6 +57,8 @@ class Settings(BusSettings):
     kv_bytes: Positive = 256 << 20
     num_blocks: Positive | None = None
     num_threads: Positive | None = None
+    adapters: Path | None = shared("BANYAN_ADAPTERS", default=None)
+    max_adapters: Positive = 16
     max_step_tokens: Positive = 512
     max_running: Positive = 64
     max_waiting: Positive = 8
@@ -68,6 +74,7 @@ class Wiring:
     loaded: Loaded
     options: WorkerOptions
     advertise: str
+    adapters: AdapterFolder | None = None
 
 
 def wire(role: Role, settings: Settings) -> Wiring:
@@ -96,7 +103,19 @@ def wire(role: Role, settings: Settings) -> Wiring:
         num_blocks=settings.num_blocks,
         num_threads=settings.num_threads,
     )
-    return Wiring(loaded, options, settings.advertise or _callable(settings.address))
+    advertise = settings.advertise or _callable(settings.address)
+    return Wiring(loaded, options, advertise, _adapter_folder(settings, loaded))
+
+
+def _adapter_folder(settings: Settings, loaded: Loaded) -> AdapterFolder | None:
+    if settings.adapters is None:
+        return None
+    given = f"BANYAN_ADAPTERS={settings.adapters}"
+    if not settings.adapters.is_dir():
+        raise SettingsError(f"{given}: expected a folder of LoRA adapters.")
+    if loaded.adapters is None:
+        raise SettingsError(f"{given}: expected nothing, for the echo runner has no adapters.")
+    return AdapterFolder(settings.adapters)
 
 
 def _prefix(role: Role) -> str:
@@ -145,9 +164,17 @@ async def start(role: Role, settings: Settings, wiring: Wiring, kit: Kit) -> Wor
         recorder=kit.recorder,
         tracing=kit.tracing,
         on_drained=lambda: signal.raise_signal(signal.SIGTERM),
+        adapters=_adapter_source(settings, wiring, kit),
     )
     await service.start()
     return service
+
+
+def _adapter_source(settings: Settings, wiring: Wiring, kit: Kit) -> AdapterSource | None:
+    if wiring.adapters is None or wiring.loaded.adapters is None:
+        return None
+    offload = kit.keep(ThreadOffload(1))
+    return AdapterSource(wiring.adapters, wiring.loaded.adapters, offload, settings.max_adapters)
 
 
 def run(role: Role, env: Mapping[str, str]) -> int:

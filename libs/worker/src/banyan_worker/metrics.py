@@ -15,6 +15,7 @@ GAUGES = {
     "banyan_worker_leases": "Prefills whose blocks are held for a pull.",
     "banyan_worker_fetching": "Sequences whose KV is being fetched.",
     "banyan_worker_retained_sequences": "Sequences whose tokens a gateway may still ask for.",
+    "banyan_worker_adapters": "LoRA adapters in memory.",
     "banyan_worker_draining": "1 while the worker takes no more work.",
 }
 COUNTERS = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from banyan_core.types import ModelCard
+from banyan_worker.adapter_pool import AdapterPool
 from banyan_worker.exporter import Exporter
 from banyan_worker.importer import Importer
 from banyan_worker.lease_keeper import LeaseKeeper
@@ -31,3 +32,4 @@ class Parts:
     streams: TokenStreams
     board: LoadBoard
     events: WorkerEvents
+    adapters: AdapterPool

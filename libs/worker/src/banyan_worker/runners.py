@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from banyan_core.echo import EchoLatency, EchoRunner
-from banyan_core.runner import Runner
+from banyan_core.runner import AdapterRunner, Runner
 from banyan_core.types import ModelCard
 from banyan_runtime.settings import SettingsError
 from banyan_text.card import echo_card, read_card
@@ -32,6 +32,7 @@ class RunnerKind(StrEnum):
 class Loaded:
     runner: Runner
     card: ModelCard
+    adapters: AdapterRunner | None = None
 
 
 def load_runner(
@@ -82,7 +83,7 @@ def load_runner(
         )
     except (ModelFolderError, ValueError) as error:
         raise SettingsError(f"{prefix}MODEL={folder}: {error}") from None
-    return Loaded(runner, card)
+    return Loaded(runner, card, runner)
 
 
 def _echo(name: str | None, numerics: str, block_size: int, num_blocks: int | None) -> Loaded:

@@ -24,6 +24,7 @@ from banyan_runtime.lifespan import Tasks
 from banyan_runtime.pump import Recorder
 from banyan_runtime.rpc import Network, Server
 from banyan_runtime.tracing import NO_TRACING, Tracing
+from banyan_worker.adapter_pool import AdapterPool, AdapterSource
 from banyan_worker.exporter import Exporter
 from banyan_worker.importer import Importer
 from banyan_worker.lease_keeper import LeaseKeeper
@@ -68,6 +69,7 @@ class WorkerService:
         recorder: Recorder | None = None,
         on_drained: Callable[[], None] | None = None,
         tracing: Tracing = NO_TRACING,
+        adapters: AdapterSource | None = None,
     ) -> None:
         if runner.block_size != card.block_size or runner.layout != card.kv_layout:
             raise ValueError("the runner's blocks are not those of the model card")
@@ -109,6 +111,7 @@ class WorkerService:
             events=WorkerEvents(
                 ref, card, runner.num_blocks, producer, clock, options, engine.cached_hashes
             ),
+            adapters=AdapterPool(adapters, self._tasks),
         )
         if registry is not None:
             cache = CacheConfig(card.block_size, runner.num_blocks)
@@ -207,6 +210,7 @@ class WorkerService:
             "banyan_worker_leases": len(parts.leases),
             "banyan_worker_fetching": work.num_fetching,
             "banyan_worker_retained_sequences": len(parts.streams.outbox),
+            "banyan_worker_adapters": len(parts.adapters),
             "banyan_worker_draining": float(work.draining),
             "vllm:prompt_tokens": totals.num_prompt_tokens,
             "vllm:generation_tokens": totals.num_output_tokens,

@@ -37,7 +37,9 @@ from banyan_core.types import (
 )
 from banyan_runtime.clock import Clock
 from banyan_runtime.lifespan import Tasks
+from banyan_runtime.rpc import RpcError
 from banyan_runtime.trace_context import in_trace
+from banyan_worker.adapter_pool import AdapterError
 from banyan_worker.importer import Onboarded
 from banyan_worker.parts import Parts
 from banyan_worker.sequence_traces import SequenceTraces
@@ -97,6 +99,12 @@ class Work:
 
     # ------------------------------------------------------------ admission
 
+    async def missing(self, spec: SequenceSpec) -> Refusal | None:
+        """To be asked before admission: what this worker would have to have, and has not."""
+        refusal = await self.parts.adapters.missing(spec.adapter)
+        self.totals.num_refused += refusal is not None
+        return refusal
+
     def admit_prefill(self, spec: SequenceSpec, lease_ns: int) -> Refusal | None:
         """Compute, sample one token, keep the blocks for `lease_ns`. None is a yes."""
         if spec.sequence_id in self.parts.streams.outbox:
@@ -125,10 +133,15 @@ class Work:
         parts = self.parts
         view = AdmissionView(parts.card, parts.num_blocks, parts.options.limits, self.load())
         refusal = refuse(spec, view, prefilled_elsewhere=prefilled_elsewhere)
+        refusal = refusal or parts.adapters.claim(spec)
         if refusal is not None:
             self.totals.num_refused += 1
             return refusal
-        parts.streams.open(spec)
+        try:
+            parts.streams.open(spec)
+        except RpcError:
+            parts.adapters.release(spec.sequence_id)
+            raise
         parts.board.admitted(spec.sequence_id)
         return None
 
@@ -144,9 +157,13 @@ class Work:
         started_ns = self._clock.now_ns()
         try:
             async with asyncio.timeout(remaining_s):
+                await self.parts.adapters.load(spec.adapter)
                 onboarded = await self._fetch(spec, source)
         except TimeoutError:
             self._end_unsubmitted(spec, Finish.CANCELLED, "its deadline passed")
+            return
+        except AdapterError as error:
+            self._end_unsubmitted(spec, Finish.FAILED, str(error))
             return
         finally:
             self._fetching.pop(spec.sequence_id, None)
@@ -217,6 +234,7 @@ class Work:
     def _ended(self, report: SequenceReport) -> None:
         """The end of a sequence that the engine does not hold blocks for."""
         self._traces.ended(report)
+        self.parts.adapters.release(report.sequence_id)
         self.parts.streams.add(0, [report])
         self._drop_lease(report.sequence_id)
 
@@ -272,6 +290,7 @@ class Work:
             self.totals.num_output_tokens += len(report.tokens)
             if report.finish is not None:
                 self._traces.ended(report)
+                self.parts.adapters.release(report.sequence_id)
                 if not self.parts.exporter.is_held(report.sequence_id):
                     self._drop_lease(report.sequence_id)
         self.parts.board.changed()

@@ -137,6 +137,8 @@ class Model(Shape):
     object: Literal["model"]
     created: int
     owned_by: str
+    root: str
+    parent: str | None
     max_model_len: Count
 
 

@@ -34,6 +34,7 @@ from banyan_gateway.openapi import OPERATIONS, page
 from banyan_gateway.ports import GatewayPort
 from banyan_gateway.prepare import Arrival, Prepared, Preparer
 from banyan_gateway.reply import Reply, ReplyOptions
+from banyan_gateway.served_models import ServedModels
 from banyan_runtime.clock import Clock
 from banyan_runtime.offload import Offload
 from banyan_text.tokenizer import Tokenizer
@@ -71,6 +72,7 @@ def build_app(
     gateway: GatewayPort,
     tokenizer: Tokenizer,
     card: ModelCard,
+    models: ServedModels,
     keys: KeyRing,
     tools: ApiTools,
     options: ApiOptions,
@@ -80,7 +82,7 @@ def build_app(
     app = FastAPI(
         title="Banyan", version=options.version, docs_url=None, redoc_url=None, openapi_url=None
     )
-    Api(gateway, tokenizer, card, tools, options, not keys.is_open).add_routes(app)
+    Api(gateway, tokenizer, card, models, tools, options, not keys.is_open).add_routes(app)
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)
     app.add_middleware(
@@ -120,6 +122,7 @@ class Api:
         gateway: GatewayPort,
         tokenizer: Tokenizer,
         card: ModelCard,
+        models: ServedModels,
         tools: ApiTools,
         options: ApiOptions,
         needs_key: bool,
@@ -127,15 +130,15 @@ class Api:
         self._gateway = gateway
         self._tokenizer = tokenizer
         self._card = card
+        self._models = models
         self._tools = tools
         self._options = options
-        self._preparer = Preparer(tokenizer, card)
+        self._preparer = Preparer(tokenizer, card, models)
         self._bodies = BodyReader(
             options.body_bytes_max, options.all_bodies_bytes_max, options.body_timeout_s
         )
         self._names = AnswerNames()
-        self._page = page(card, tokenizer.vocab_size, options.version, needs_key)
-        self._started_unix_s = tools.clock.unix_ns() // NS_PER_S
+        self._needs_key = needs_key
 
     def add_routes(self, app: FastAPI) -> None:
         for each in OPERATIONS:
@@ -156,13 +159,10 @@ class Api:
         return _json(await self._prepared(request, self._preparer.detokenize))
 
     async def models(self) -> Response:
-        return _json({"object": "list", "data": [self._model_json()]})
+        return _json({"object": "list", "data": self._models.listed()})
 
     async def model(self, model_id: str) -> Response:
-        if model_id != self._card.name:
-            message = f"model {model_id!r} is not served here, see /v1/models"
-            raise ApiError(404, message, "model", "model_not_found")
-        return _json(self._model_json())
+        return _json(self._models.described(model_id))
 
     async def explain(self, request: Request, name: str) -> Response:
         """One view, or `{"requests": [...]}` for an answer that had several prompts."""
@@ -191,7 +191,9 @@ class Api:
         return _json({"version": self._options.version})
 
     async def openapi(self) -> Response:
-        return Response(self._page, media_type="application/json")
+        card, size = self._card, self._tokenizer.vocab_size
+        content = page(card, self._models.names, size, self._options.version, self._needs_key)
+        return Response(content, media_type="application/json")
 
     async def _generate(
         self,
@@ -209,7 +211,7 @@ class Api:
         head = AnswerHead(
             arrival.answer_id,
             self._tools.clock.unix_ns() // NS_PER_S,
-            self._card.name,
+            prepared.requests[0].model,
             f"fp_{self._card.digest.hex()[:12]}",
         )
         logprobs = prepared.requests[0].sampling.logprobs
@@ -242,15 +244,6 @@ class Api:
         if len(request_ids) > 1:
             for request_id in request_ids:
                 self._names.keep(tenant, (request_id,), (request_id,))
-
-    def _model_json(self) -> dict[str, object]:
-        return {
-            "id": self._card.name,
-            "object": "model",
-            "created": self._started_unix_s,
-            "owned_by": "banyan",
-            "max_model_len": self._card.context_tokens,
-        }
 
 
 def _json(value: object, status: int = 200) -> Response:

@@ -208,7 +208,11 @@ class Gateway:
 
     async def _accepted(self, request: GenerationRequest) -> Accepted:
         salt = cache_salt(
-            self._options.mesh_secret, request.share_group, request.cache_salt, self._card.digest
+            self._options.mesh_secret,
+            request.share_group,
+            request.cache_salt,
+            self._card.digest,
+            None if request.adapter is None else request.adapter.digest,
         )
         tokens, size = request.prompt_token_ids, self._card.block_size
         if len(tokens) > HASH_INLINE_TOKENS:
@@ -230,6 +234,7 @@ class Gateway:
             received_ns=request.received_ns,
             deadline_ns=None if deadline is None else request.received_ns + deadline,
             stream=request.stream,
+            adapter=request.adapter,
         )
 
     def request_view(self, request_id: str) -> dict[str, Any] | None:

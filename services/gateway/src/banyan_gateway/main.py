@@ -20,6 +20,7 @@ from banyan_gateway.gateway import Gateway, GatewayOptions
 from banyan_gateway.http_protocol import raise_file_limit
 from banyan_gateway.http_server import HttpServer
 from banyan_gateway.reply import ReplyOptions
+from banyan_gateway.served_models import ServedModels
 from banyan_runtime.buses import BusSettings, open_bus
 from banyan_runtime.directories import DirectorySetting
 from banyan_runtime.offload import ThreadOffload
@@ -57,6 +58,7 @@ class Numerics(StrEnum):
 class Settings(BusSettings):
     """Runner, model, block size and numerics must be those of the workers: they make the card.
 
+    `adapters` is a folder of LoRA adapters, a copy of what the workers have.
     `mesh_secret` is the same for all gateways of a mesh, and kept: KV is shared under it.
     `max_waiting` requests wait, and the last of them is not expected to wait longer than
     `max_wait_s`; `queue_timeout_s` is their patience when nothing is served at all.
@@ -70,6 +72,7 @@ class Settings(BusSettings):
     model_name: str | None = None
     runner: RunnerKind = RunnerKind.TORCH
     numerics: Numerics = Numerics.FAST
+    adapters: Path | None = shared("BANYAN_ADAPTERS", default=None)
     block_size: Positive = 16
     key_file: Path | None = None
     metrics_address: Address | None = None
@@ -102,6 +105,9 @@ def wire(settings: Settings) -> Wiring:
         raise SettingsError(
             "BANYAN_MESH_SECRET is not set: tenants need one, 32 random characters."
         )
+    if settings.adapters is not None and not settings.adapters.is_dir():
+        given = f"BANYAN_ADAPTERS={settings.adapters}"
+        raise SettingsError(f"{given}: expected a folder of LoRA adapters.")
     tokenizer, card = _model(settings)
     return Wiring(keys, tokenizer, card)
 
@@ -144,9 +150,11 @@ async def start(settings: Settings, wiring: Wiring, kit: Kit) -> HttpServer:
         kit.tracing,
     )
     tools = ApiTools(kit.clock, offload, lambda: secrets.randbits(63), kit.logger, kit.registry)
-    app = build_app(
-        gateway, wiring.tokenizer, wiring.card, wiring.keys, tools, _api_options(settings)
-    )
+    models = kit.keep(ServedModels(wiring.card, kit.clock.unix_ns() // NS_PER_S))
+    if settings.adapters is not None:
+        await models.watch(settings.adapters, offload, kit.logger)
+    options = _api_options(settings)
+    app = build_app(gateway, wiring.tokenizer, wiring.card, models, wiring.keys, tools, options)
     server = HttpServer(app, settings.address, gateway)
     await server.start()
     kit.logger.info("serving", extra={"address": server.address, "model": wiring.card.name})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -75,7 +76,7 @@ OPERATIONS: Final = (
         answer_shapes.CompletionChunk,
         refusals=_WITH_RETRY_AFTER,
     ),
-    Operation("GET", "/v1/models", "models", "The model that is served", answer_shapes.Models),
+    Operation("GET", "/v1/models", "models", "The model and its adapters", answer_shapes.Models),
     Operation(
         "GET",
         "/v1/models/{model_id}",
@@ -114,12 +115,15 @@ OPERATIONS: Final = (
 )
 
 
-def page(card: ModelCard, vocab_size: int, version: str, needs_key: bool) -> bytes:
-    """The document, for the model that is served: token ids and lengths have its bounds."""
+@lru_cache(maxsize=1)
+def page(
+    card: ModelCard, models: tuple[str, ...], vocab_size: int, version: str, needs_key: bool
+) -> bytes:
+    """The document, for what is served now: token ids and lengths have the model's bounds."""
     paths: dict[str, dict[str, object]] = {}
     for each in OPERATIONS:
         paths.setdefault(each.path, {})[each.method.lower()] = _operation(each, needs_key)
-    components: dict[str, object] = {"schemas": _schemas(card, vocab_size)}
+    components: dict[str, object] = {"schemas": _schemas(card, models, vocab_size)}
     document = {
         "openapi": "3.2.0",  # the first version that describes events
         "info": {"title": "Banyan", "version": version, "description": _ABOUT},
@@ -227,7 +231,7 @@ def _ref(kind: type) -> dict[str, str]:
     return {"$ref": _REF.format(name=kind.__name__)}
 
 
-def _schemas(card: ModelCard, vocab_size: int) -> dict[str, Any]:
+def _schemas(card: ModelCard, models: tuple[str, ...], vocab_size: int) -> dict[str, Any]:
     """The types' own schemas, with what depends on the model or on `validate` put in."""
     kinds: list[type] = [answer_shapes.Error]
     for each in OPERATIONS:
@@ -236,7 +240,7 @@ def _schemas(card: ModelCard, vocab_size: int) -> dict[str, Any]:
     _, schemas = msgspec.json.schema_components(dict.fromkeys(kinds), ref_template=_REF)
     for name in ("ChatBody", "CompletionBody"):
         properties = schemas[name]["properties"]
-        properties["model"] = {"const": card.name}
+        properties["model"] = {"enum": list(models)}
         for field in NOT_YET:
             properties[field] = {"enum": [None, HARMLESS[field]]} if field in HARMLESS else _NULL
         for field in ("max_tokens", "max_completion_tokens", "min_tokens"):
@@ -245,7 +249,7 @@ def _schemas(card: ModelCard, vocab_size: int) -> dict[str, Any]:
     for field in MESSAGE_NOT_YET:
         schemas["Message"]["properties"][field] = _NULL
     for name in ("TokenizeBody", "DetokenizeBody"):
-        schemas[name]["properties"]["model"] = {"enum": [card.name, None]}
+        schemas[name]["properties"]["model"] = {"enum": [*models, None]}
     _bound_token_ids(schemas, vocab_size)
     return schemas
 

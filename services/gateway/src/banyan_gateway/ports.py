@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from prometheus_client.registry import Collector
 
-from banyan_core.types import OutputToken, SamplingParams
+from banyan_core.types import Adapter, OutputToken, SamplingParams
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,8 @@ class GenerationRequest:
     `sampling.seed` is always set; choice i uses H(seed, i). `request_id` is unique in the mesh:
     the HTTP half makes it and never takes it from a client. `deadline_ns` is a duration from
     `received_ns`, the instant (on the process's clock) at which the HTTP layer saw the request.
-    `operation` is "chat" or "text_completion", `traceparent` the client's trace as it wrote it.
+    `model` is what the client named: the model, or `adapter`. `operation` is "chat" or
+    "text_completion", `traceparent` the client's trace as it wrote it.
     """
 
     request_id: str
@@ -42,6 +43,7 @@ class GenerationRequest:
     received_ns: int
     operation: str = "chat"
     traceparent: str | None = None
+    adapter: Adapter | None = None
 
 
 class Delta(NamedTuple):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from banyan_core.types import ModelCard, SamplingParams
 from banyan_gateway import validate
 from banyan_gateway.auth import Tenant
-from banyan_gateway.errors import ApiError, invalid
+from banyan_gateway.errors import invalid
 from banyan_gateway.ports import GenerationRequest
 from banyan_gateway.schema import (
     PROMPTS_MAX,
@@ -24,6 +24,7 @@ from banyan_gateway.schema import (
     TokenizeBody,
     decode,
 )
+from banyan_gateway.served_models import ServedModels
 from banyan_text.template import TemplateError
 from banyan_text.tokenizer import Tokenizer
 
@@ -63,23 +64,24 @@ class _Prompts:
 
 
 class Preparer:
-    """Knows the one model that this gateway serves. Every method raises ApiError only."""
+    """Knows the model that this gateway serves. Every method raises ApiError only."""
 
-    def __init__(self, tokenizer: Tokenizer, card: ModelCard) -> None:
+    def __init__(self, tokenizer: Tokenizer, card: ModelCard, models: ServedModels) -> None:
         self._tokenizer = tokenizer
         self._card = card
+        self._models = models
         self._numbers = tuple(range(tokenizer.vocab_size))
 
     def chat(self, data: bytes, arrival: Arrival) -> Prepared:
         body = decode(data, ChatBody)
-        self._check_model(body.model)
+        self._models.adapter_of(body.model)
         logprobs = validate.chat_logprobs(body)
         prompt = self._chat_prompt(body.messages)
         return self._prepare(body, _Prompts("messages", [prompt]), arrival, logprobs)
 
     def completion(self, data: bytes, arrival: Arrival) -> Prepared:
         body = decode(data, CompletionBody)
-        self._check_model(body.model)
+        self._models.adapter_of(body.model)
         logprobs = (body.logprobs is not None, body.logprobs or 0)
         if body.max_tokens is None:
             body.max_tokens = _COMPLETION_MAX_TOKENS
@@ -88,7 +90,7 @@ class Preparer:
 
     def tokenize(self, data: bytes) -> dict[str, object]:
         body = decode(data, TokenizeBody)
-        self._check_model(body.model)
+        self._models.adapter_of(body.model)
         if (body.prompt is None) == (body.messages is None):
             raise invalid("prompt", "give either prompt or messages")
         if body.messages is not None:
@@ -109,14 +111,9 @@ class Preparer:
 
     def detokenize(self, data: bytes) -> dict[str, object]:
         body = decode(data, DetokenizeBody)
-        self._check_model(body.model)
+        self._models.adapter_of(body.model)
         validate.check_token_ids("tokens", body.tokens, self._tokenizer.vocab_size)
         return {"prompt": self._tokenizer.decode(body.tokens)}
-
-    def _check_model(self, model: str | None) -> None:
-        if model is not None and model != self._card.name:
-            message = f"model: this gateway serves {self._card.name!r} only, see /v1/models"
-            raise ApiError(404, message, "model", "model_not_found")
 
     def _chat_prompt(self, messages: Sequence[Message]) -> list[int]:
         try:
@@ -163,6 +160,7 @@ class Preparer:
     ) -> Prepared:
         validate.refuse_not_yet(body)
         include_usage, continuous_usage = validate.stream_options(body)
+        adapter = self._models.adapter_of(body.model)
         n = body.n or 1
         if n * len(prompts.token_ids) > CHOICES_MAX:
             raise invalid("n", f"expected at most {CHOICES_MAX} choices over all prompts")
@@ -172,7 +170,8 @@ class Preparer:
             request_id=arrival.answer_id,
             tenant=arrival.tenant.name,
             share_group=arrival.tenant.share_group,
-            model=self._card.name,
+            model=self._card.name if adapter is None else adapter.name,
+            adapter=adapter,
             prompt_token_ids=(),
             sampling=sampling,
             n=n,
