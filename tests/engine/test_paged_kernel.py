@@ -44,14 +44,13 @@ def numbers(pool: Tensor) -> Tensor:
 
 
 def batch(
-    heads: tuple[int, int], dims: tuple[int, int], dtype: torch.dtype, *, int8: bool
+    heads: tuple[int, int], dims: tuple[int, int], dtype: torch.dtype, kv: torch.dtype
 ) -> tuple[Tensor, Pools, list[Tensor]]:
     """Queries of one row per entry of LAST, pools, and scattered block tables."""
     num_blocks = sum(last // BLOCK_SIZE + 1 for last in LAST)
     shape = (num_blocks, BLOCK_SIZE, heads[1])
-    pools = [torch.randn(*shape, dim).to(dtype) for dim in dims]
-    if int8:
-        pools = [quantized(pool) for pool in pools]
+    pools = [torch.randn(*shape, dim) for dim in dims]
+    pools = [quantized(pool) if kv == torch.int8 else pool.to(kv) for pool in pools]
     order = torch.randperm(num_blocks)
     tables = list(torch.split(order, [last // BLOCK_SIZE + 1 for last in LAST]))
     return torch.randn(len(LAST), heads[0], dims[0]).to(dtype), Pools(*pools), tables
@@ -63,14 +62,14 @@ def seen(pool: Tensor, table: Tensor, last: int, window: int | None) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("kv", [torch.float32, torch.bfloat16, torch.int8])
 @pytest.mark.parametrize("heads", [(1, 1), (6, 2), (16, 8), (7, 1), (8, 1)])
 @pytest.mark.parametrize("dims", [(64, 64), (80, 80), (96, 96), (128, 64), (256, 256), (16, 16)])
 @pytest.mark.parametrize("window, softcap", [(None, None), (20, None), (300, 5.0)])
 def test_rows_of_many_lengths(  # type: ignore[no-untyped-def]
-    helper: ctypes.CDLL, dtype, int8: bool, heads, dims, window, softcap
+    helper: ctypes.CDLL, dtype, kv, heads, dims, window, softcap
 ) -> None:
-    q, pools, tables = batch(heads, dims, dtype, int8=int8)
+    q, pools, tables = batch(heads, dims, dtype, kv)
     assert native.can_attend(dtype, pools)
     rows = native.rows(LAST, tables)
     found = native.attend(q, pools, rows, scale=0.2, window=window, softcap=softcap, helper=helper)
@@ -83,7 +82,7 @@ def test_rows_of_many_lengths(  # type: ignore[no-untyped-def]
 
 
 def test_a_neighbours_nan_stays_there(helper: ctypes.CDLL) -> None:
-    q, pools, tables = batch((4, 2), (64, 64), torch.float32, int8=False)
+    q, pools, tables = batch((4, 2), (64, 64), torch.float32, torch.float32)
     rows = native.rows(LAST, tables)
     arguments = {"scale": 0.1, "window": None, "softcap": None, "helper": helper}
     wanted = native.attend(q, pools, rows, **arguments)  # type: ignore[arg-type]
@@ -96,7 +95,7 @@ def test_a_neighbours_nan_stays_there(helper: ctypes.CDLL) -> None:
 
 
 def test_large_scores_do_not_overflow(helper: ctypes.CDLL) -> None:
-    q, pools, tables = batch((2, 2), (32, 32), torch.float32, int8=False)
+    q, pools, tables = batch((2, 2), (32, 32), torch.float32, torch.float32)
     rows = native.rows(LAST, tables)
     found = native.attend(q * 1e4, pools, rows, scale=1.0, window=None, softcap=None, helper=helper)
     assert found.isfinite().all()
@@ -105,7 +104,7 @@ def test_large_scores_do_not_overflow(helper: ctypes.CDLL) -> None:
 
 
 def test_no_rows_give_no_rows(helper: ctypes.CDLL) -> None:
-    q, pools, _ = batch((2, 2), (32, 32), torch.float32, int8=False)
+    q, pools, _ = batch((2, 2), (32, 32), torch.float32, torch.float32)
     rows = native.rows([], [])
     found = native.attend(q[:0], pools, rows, scale=1.0, window=None, softcap=None, helper=helper)
     assert found.shape == (0, 2, 32)

@@ -173,11 +173,14 @@ void attend(const AttendArgs& a) {
 }
 }  // namespace
 
-// q and out are bfloat16 or float; the pools are of the same type, or int8 with scales. Dimensions
-// are multiples of 16 and at most MAX_DIM, and each row sees at least one key.
-extern "C" void banyan_attend(int is_bf16, int is_int8, const AttendArgs* args) {
+// q and out are bfloat16 or float. The pools (kv_type) are 0 float, 1 bfloat16 or 2 int8 with scales;
+// bfloat16 queries see no float pools. Dimensions are multiples of 16 and at most MAX_DIM, and each
+// row sees at least one key.
+extern "C" void banyan_attend(int is_bf16, int kv_type, const AttendArgs* args) {
   if (is_bf16)
-    is_int8 ? attend<bf16, int8_t>(*args) : attend<bf16, bf16>(*args);
+    kv_type == 2 ? attend<bf16, int8_t>(*args) : attend<bf16, bf16>(*args);
+  else if (kv_type == 0)
+    attend<float, float>(*args);
   else
-    is_int8 ? attend<float, int8_t>(*args) : attend<float, float>(*args);
+    kv_type == 2 ? attend<float, int8_t>(*args) : attend<float, bf16>(*args);
 }

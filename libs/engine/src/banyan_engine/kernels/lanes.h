@@ -97,6 +97,7 @@ INLINE Pack<bf16> pack(f32x16 low, f32x16 high, bf16) {
 }
 INLINE Pack<float> pack(const float* p, float) { return {widen(p), widen(p + 16)}; }
 INLINE Pack<bf16> pack(const bf16* p, bf16) { return {load<u16x32>(p)}; }
+INLINE Pack<float> pack(const bf16* p, float) { return {widen(p), widen(p + 16)}; }
 template <class T>
 INLINE Pack<T> pack(const int8_t* p, T type) {
   return pack(widen(p), widen(p + 16), type);

@@ -1,12 +1,13 @@
-"""Calls into the compiled helper, with tensors. Each function returns None or False where the
-helper is absent or has no code for the case, and the caller goes its own way.
+"""Calls into the compiled helper, with tensors.
+
+Whoever calls has asked `library` for it, and goes another way where it is absent or has no code
+for the case.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -20,6 +21,7 @@ MAX_ROWS = 32
 """Rows of x up to which the helper's product is faster than unpacking and torch's."""
 _DIM_STEP, _MAX_DIM = 16, 256
 _TYPES = (torch.bfloat16, torch.float32)
+_KV_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 DENSE, INT8, INT4 = range(3)
 
 loader = Loader()
@@ -100,7 +102,7 @@ def rows(last_positions: Sequence[int], block_tables: Sequence[Tensor]) -> Rows:
 def can_attend(q_type: torch.dtype, pools: Pools) -> bool:
     """Whether the helper has code for queries of this type over these pools."""
     fits = all(dim > 0 and dim % _DIM_STEP == 0 and dim <= _MAX_DIM for dim in pools.dims)
-    return fits and q_type in _TYPES and (pools.is_int8 or pools.keys.dtype == q_type)
+    return fits and q_type in _TYPES and pools.keys.dtype in _KV_TYPES
 
 
 class _AttendArgs(ctypes.Structure):
@@ -126,7 +128,8 @@ def attend(
     helper: ctypes.CDLL,
 ) -> Tensor:
     """Attention of q [rows, heads, key_dim] to [rows, heads, value_dim]; see `can_attend`."""
-    q = q.contiguous()
+    kv_type, q_type = pools.keys.dtype, q.dtype
+    q = q.to(torch.float32 if kv_type == torch.float32 else q_type).contiguous()
     key_dim, value_dim = pools.dims
     out = q.new_empty(*q.shape[:2], value_dim)
     if not len(q):
@@ -143,11 +146,5 @@ def attend(
         softcap or 0.0,
         torch.get_num_threads(),
     )
-    helper.banyan_attend(q.dtype is torch.bfloat16, pools.is_int8, ctypes.byref(args))
-    return out
-
-
-@lru_cache(maxsize=1)
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 faster than float32."""
-    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+    helper.banyan_attend(q.dtype is torch.bfloat16, _KV_TYPES[kv_type], ctypes.byref(args))
+    return out.to(q_type)
