@@ -47,19 +47,45 @@ INLINE f32x16 scores(const T* q, const KV* keys, const int64_t* slots, int64_t s
   return sums(acc);
 }
 
-// sum[head] = sum[head] * keep[head] + the values of `n` slots, weighted; up to G heads at a time.
-template <int G, class KV>
-INLINE void add_values(float* const* sum, const float* keep, const f32x16* weights, const KV* values,
-                       const int64_t* slots, int n, int64_t stride, int64_t dim) {
-  for (int64_t c = 0; c < dim; c += 16) {
-    f32x16 acc[G];
-    for (int g = 0; g < G; g++) acc[g] = widen(sum[g] + c) * splat(keep[g]);
-    for (int t = 0; t < n; t++) {
-      f32x16 v = widen(values + slots[t] * stride + c);
-      for (int g = 0; g < G; g++) acc[g] += v * splat(weights[g][t]);
+// sum[head] = sum[head] * keep[head] + the values of `n` slots, weighted; C times 16 channels.
+template <int G, int C, class KV>
+INLINE void add_channels(float* const* sum, const float* keep, const f32x16* weights,
+                         const KV* values, const int64_t* slots, int n, int64_t stride) {
+  f32x16 acc[G][C];
+  for (int g = 0; g < G; g++)
+    for (int c = 0; c < C; c++) acc[g][c] = widen(sum[g] + c * 16) * splat(keep[g]);
+  for (int t = 0; t < n; t++)
+    for (int c = 0; c < C; c++) {
+      f32x16 v = widen(values + slots[t] * stride + c * 16);
+      for (int g = 0; g < G; g++) acc[g][c] += v * splat(weights[g][t]);
     }
-    for (int g = 0; g < G; g++) store(sum[g] + c, acc[g], 16);
-  }
+  for (int g = 0; g < G; g++)
+    for (int c = 0; c < C; c++) store(sum[g] + c * 16, acc[g][c], 16);
+}
+template <int G, class KV>
+INLINE void add_values(float** sum, const float* keep, const f32x16* weights, const KV* values,
+                       const int64_t* slots, int n, int64_t stride, int64_t dim) {
+  constexpr int C = 4;
+  int64_t c = 0;
+  auto move = [&](int count) {
+    c += count * 16;
+    for (int g = 0; g < G; g++) sum[g] += count * 16;
+  };
+  for (; c + C * 16 <= dim; move(C))
+    add_channels<G, C>(sum, keep, weights, values + c, slots, n, stride);
+  for (; c < dim; move(1)) add_channels<G, 1>(sum, keep, weights, values + c, slots, n, stride);
+}
+
+template <class KV>
+INLINE void ask_for(const AttendArgs& a, int64_t kv_head, const int64_t* slots) {
+  constexpr int64_t extra = std::is_same<KV, int8_t>::value ? sizeof(float) : 0;
+  const void* pools[] = {a.keys, a.values};
+  const int64_t sizes[] = {a.key_dim + extra, a.value_dim + extra};
+  for (int i = 0; i < 2; i++)
+    for (int t = 0; t < TILE; t++) {
+      const KV* row = (const KV*)pools[i] + (slots[t] * a.kv_heads + kv_head) * sizes[i];
+      for (int64_t c = 0; c < sizes[i]; c += 64 / sizeof(KV)) __builtin_prefetch(row + c);
+    }
 }
 
 // Up to 4 query heads of one KV head over up to TILE slots.
@@ -88,13 +114,11 @@ INLINE void tile(const AttendArgs& a, const T* q, int64_t kv_head, const int64_t
     if (a.softcap > 0)
       for (int t = 0; t < TILE; t++) s[t] = a.softcap * std::tanh(s[t] / a.softcap);
     s = lane < n ? s : splat(-INFINITY);
-    float top = *parts[g].top, total = 0;
-    for (int t = 0; t < TILE; t++) top = std::max(top, s[t]);
+    const float top = std::max(*parts[g].top, largest(s)[0]);
     f32x16 p = exp_lanes(s - splat(top));
-    keep[g] = std::exp(*parts[g].top - top);
-    for (int t = 0; t < TILE; t++) total += p[t];
+    keep[g] = exp_lanes(splat(*parts[g].top - top))[0];
     *parts[g].top = top;
-    *parts[g].total = *parts[g].total * keep[g] + total;
+    *parts[g].total = *parts[g].total * keep[g] + total_of(p)[0];
     weights[g] = p * value_scales;
     sum[g] = parts[g].sum;
   }
@@ -106,14 +130,20 @@ void chunk(const AttendArgs& a, const Work& work, const Part* parts) {
   const int64_t* table = (const int64_t*)a.tables[work.row];
   const T* q = (const T*)a.q + work.row * a.heads * a.key_dim;
   const int64_t group = a.heads / a.kv_heads;
-  for (int64_t t = work.begin; t < work.end; t += TILE) {
-    const int n = std::min<int64_t>(TILE, work.end - t);
-    int64_t slots[TILE];
-    for (int i = 0; i < TILE; i++) {
-      int64_t p = t + std::min(i, n - 1);
-      slots[i] = table[p / a.block_size] * a.block_size + p % a.block_size;
+  int64_t memory[2][TILE], *slots = memory[0], *next = memory[1];
+  auto find = [&](int64_t t, int64_t* found) {  // positions past the end repeat the last one
+    for (int64_t i = 0; i < TILE; i++) {
+      const int64_t p = std::min(t + i, work.end - 1);
+      found[i] = table[p / a.block_size] * a.block_size + p % a.block_size;
     }
-    for (int64_t h = 0; h < a.kv_heads; h++)
+  };
+  find(work.begin, slots);
+  for (int64_t t = work.begin; t < work.end; t += TILE, std::swap(slots, next)) {
+    const int n = std::min<int64_t>(TILE, work.end - t);
+    find(t + TILE, next);
+    for (int64_t h = 0; h < a.kv_heads; h++) {
+      const bool last = h == a.kv_heads - 1;
+      ask_for<KV>(a, last ? 0 : h + 1, last ? next : slots);
       for (int64_t g = h * group; g < (h + 1) * group;) {
         const int64_t left = (h + 1) * group - g;
         const T* qg = q + g * a.key_dim;
@@ -121,6 +151,7 @@ void chunk(const AttendArgs& a, const Work& work, const Part* parts) {
         else if (left >= 2) tile<2, T, KV>(a, qg, h, slots, n, parts + g), g += 2;
         else tile<1, T, KV>(a, qg, h, slots, n, parts + g), g += 1;
       }
+    }
   }
 }
 

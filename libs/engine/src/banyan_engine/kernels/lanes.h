@@ -158,6 +158,23 @@ INLINE f32x16 sums(f32x16* v) {
   return v[0];
 }
 
+// All lanes of the result are the largest lane, or the sum of all lanes.
+INLINE f32x16 rotated(f32x16 x, int by) {
+  i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  return __builtin_shuffle(x, lane + by & 15);
+}
+INLINE f32x16 largest(f32x16 x) {
+  for (int by = 8; by; by /= 2) {
+    f32x16 other = rotated(x, by);
+    x = other > x ? other : x;
+  }
+  return x;
+}
+INLINE f32x16 total_of(f32x16 x) {
+  for (int by = 8; by; by /= 2) x += rotated(x, by);
+  return x;
+}
+
 // e^x to 2 units in the last place or so, for x <= 0; below -87 it is 0. NaN stays NaN.
 INLINE f32x16 exp_lanes(f32x16 x) {
   f32x16 clamped = x < -87.0f ? splat(-87.0f) : x;
