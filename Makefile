@@ -1,6 +1,6 @@
 # Everything a newcomer needs; `make` lists it. Each target sets up what it runs in.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo up down test test-kafka test-clients test-compose test-alone bench-overhead check lint types proto pins format clean
+.PHONY: help setup demo up down test test-kafka test-clients test-compose test-alone bench-overhead bench-engine check lint types proto pins format clean
 SHELL := /bin/bash
 
 PYTHON ?= python3
@@ -46,6 +46,9 @@ test-compose: $(READY) ## build the images, run the composed mesh, kill and scal
 
 test-alone: $(READY) ## install each service by itself, with only what it declares, and import it
 	@$(BIN)/python infra/scripts/test_alone.py
+
+bench-engine: $(READY) ## the engine beside the roofs, transformers, llama.cpp; 12 minutes on a quiet machine
+	@$(BIN)/python load-tests/bench_engine.py
 
 bench-overhead: $(READY) ## what Banyan costs beside doing without it; 10 minutes on a quiet machine
 	@$(BIN)/python load-tests/bench_overhead.py

@@ -149,7 +149,6 @@ class StartPrefill:
     worker: WorkerRef
     spec: SequenceSpec
     lease_ns: int
-    skip_store: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +156,6 @@ class StartDecode:
     worker: WorkerRef
     spec: SequenceSpec
     source: LeasedKv | None
-    skip_store: bool = False
 
 
 @dataclass(frozen=True, slots=True)
