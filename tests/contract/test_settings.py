@@ -173,7 +173,7 @@ def test_what_must_be_set_must_not_be_empty(value: str) -> None:
         ("BANYAN_DIRECTORYY", "did you mean BANYAN_DIRECTORY"),
         ("BANYAN_BUSURL", "did you mean BANYAN_BUS_URL"),
         ("BANYAN_ROTER_QUEUE_SIZE", "did you mean BANYAN_ROUTER_QUEUE_SIZE"),
-        ("BANYAN_ZZZ", "expected one of BANYAN_ALLOW_OPEN, "),
+        ("BANYAN_ZZZ", "expected one of BANYAN_ADAPTERS, "),
     ],
 )
 def test_a_key_of_the_mesh_that_nobody_owns_is_refused(key: str, hint: str) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,10 +35,17 @@ class RunningMesh:
         self.folder = folder
 
     @classmethod
-    def start(cls, folder: Path, *options: str) -> RunningMesh:
+    def start(
+        cls, folder: Path, *options: str, settings: Mapping[str, str] | None = None
+    ) -> RunningMesh:
         command = [BANYAN, "up", "--detach", "--port", "0", "--state-dir", str(folder), *options]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=START_TIMEOUT_S, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=START_TIMEOUT_S,
+            check=False,
+            env={**os.environ, **(settings or {})},
         )
         assert done.returncode == 0, done.stdout + done.stderr
         return cls(folder)
@@ -91,9 +98,8 @@ class RunningMesh:
         finishes: dict[int, str | None] = {}
         num_chunks, request_id = 0, ""
         with self.client() as client:
-            answer = client.completions.create(
-                model=self.model(), prompt=prompt, stream=True, **options
-            )
+            named = {"model": self.model()} | options
+            answer = client.completions.create(prompt=prompt, stream=True, **named)
             for chunk in answer:
                 request_id = chunk.id
                 for choice in chunk.choices:

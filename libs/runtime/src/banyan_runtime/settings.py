@@ -29,6 +29,7 @@ _OWNERS = (
     "TEST",
 )
 SHARED_KEYS = (
+    "BANYAN_ADAPTERS",
     "BANYAN_ALLOW_OPEN",
     "BANYAN_API_KEY",  # of clients; services inherit it from the shell that starts them
     "BANYAN_BUS_URL",
