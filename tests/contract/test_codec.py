@@ -30,7 +30,9 @@ def some(items: st.SearchStrategy[Any], most: int = 3) -> st.SearchStrategy[tupl
 
 
 REF = st.builds(types.WorkerRef, NAME, U64, NAME, ROLE)
-LAYOUT = st.builds(types.KvLayout, U32, U32, U32, NAME)
+LAYER = st.builds(types.KvLayer, U32, U32, U32, st.none() | st.integers(1, 2**32 - 1))
+LAYERS = st.lists(LAYER, min_size=1, max_size=4).map(tuple)
+LAYOUT = st.builds(types.KvLayout, LAYERS, NAME)
 CARD = st.builds(types.ModelCard, NAME, BYTES, BYTES, U32, TOKENS, U32, LAYOUT, NAME)
 LOAD = st.builds(types.WorkerLoad, U32, U32, U32, U32, DOUBLE, DOUBLE, st.booleans(), some(NAME))
 BIASES = st.dictionaries(U32, DOUBLE, max_size=3).map(lambda d: tuple(sorted(d.items())))

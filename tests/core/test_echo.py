@@ -66,7 +66,7 @@ def test_a_block_of_another_place_gives_another_answer() -> None:
 
 def test_a_page_has_the_layouts_size_and_no_other() -> None:
     engine = runner()
-    expected = ECHO_LAYOUT.token_bytes * 4 // ECHO_LAYOUT.num_layers
+    expected = ECHO_LAYOUT.page_bytes(0, 4)
     assert len(engine.export_page(0, 0)) == expected
     with pytest.raises(ValueError, match="expected 32 bytes, got 3"):
         engine.import_page(0, 0, b"abc")

@@ -32,7 +32,14 @@ def sampling() -> SamplingParams:
 
 
 def new_runner(folder: Path, numerics: str = "deterministic") -> TorchRunner:
-    return TorchRunner(folder, num_blocks=NUM_BLOCKS, block_size=BLOCK_SIZE, numerics=numerics)
+    return TorchRunner(
+        folder,
+        num_blocks=NUM_BLOCKS,
+        block_size=BLOCK_SIZE,
+        numerics=numerics,
+        dtype="float32",
+        kv_dtype="float32",
+    )
 
 
 def run_cut(runner: TorchRunner, sequence: Any, ends: list[int], start: int = 0) -> Observed:

@@ -70,7 +70,7 @@ def load(folder: Path) -> Model:
 
 
 def pool(folder: Path) -> PagedKv:
-    return PagedKv(TorchRunner(folder, num_blocks=1).layout, 40, 16)
+    return PagedKv(TorchRunner(folder, num_blocks=1, kv_dtype="float32").layout, 40, 16)
 
 
 def merged_logits(

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from banyan_core.types import KvLayout
+from banyan_core.types import equal_layers
 from banyan_engine.paged_kv import PagedKv
 
 NUM_LAYERS = 2
 
 
 def pool(dtype: str = "float32") -> PagedKv:
-    return PagedKv(KvLayout(NUM_LAYERS, 2, 8, dtype), num_blocks=6, block_size=4)
+    return PagedKv(equal_layers(NUM_LAYERS, 2, 8, dtype), num_blocks=6, block_size=4)
 
 
 def rows(num_tokens: int, seed: int) -> Tensor:
@@ -50,7 +50,7 @@ def test_pages_travel_as_k_then_v(dtype: str, width: int) -> None:
     keys, values = rows(4, 1).to(number), rows(4, 2).to(number)
     source.write(1, source.slots(0, 4, torch.tensor((3,))), keys, values)
     page = source.export_page(3, 1)
-    assert len(page) == source.page_bytes == 2 * 4 * 2 * 8 * width
+    assert len(page) == source.layout.page_bytes(1, 4) == 2 * 4 * 2 * 8 * width
     halves = torch.frombuffer(bytearray(page), dtype=number).view(2, 4, 2, 8)
     assert torch.equal(halves[0], keys)
     assert torch.equal(halves[1], values)

@@ -42,7 +42,7 @@ def load(folder: Path) -> Model:
 
 
 def pool(folder: Path, block_size: int = 16) -> PagedKv:
-    layout = TorchRunner(folder, num_blocks=1).layout
+    layout = TorchRunner(folder, num_blocks=1, kv_dtype="float32").layout
     return PagedKv(layout, NUM_BLOCKS, block_size)
 
 
@@ -199,7 +199,9 @@ def test_greedy_tokens_are_those_of_transformers_where_the_margin_is_clear(
 ) -> None:
     """Four prompts decode together; each is fed with what transformers would have said."""
     folder = model_folder(name)
-    runner = TorchRunner(folder, num_blocks=NUM_BLOCKS, numerics=numerics)
+    runner = TorchRunner(
+        folder, num_blocks=NUM_BLOCKS, numerics=numerics, dtype="float32", kv_dtype="float32"
+    )
     prompts = [random_tokens(length, seed=length) for length in (9, 30, 16, 3)]
     scripts = [
         script(f"s{n}", prompt + random_tokens(20, seed=n), tuple(range(8 * n, 8 * n + 8)))

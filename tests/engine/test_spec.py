@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from banyan_core.model_spec import ModelError, RopeSpec
 from banyan_engine.random_model import TINY_CONFIG
-from banyan_engine.spec import ModelError, RopeSpec, read_spec
+from banyan_engine.spec import read_spec
 
 LLAMA3 = {
     "rope_type": "llama3",
@@ -17,6 +18,13 @@ LLAMA3 = {
     "low_freq_factor": 1.0,
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 64,
+}
+
+QWEN2 = {"architectures": ["Qwen2ForCausalLM"]}
+MIXTRAL = {
+    "architectures": ["MixtralForCausalLM"],
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
 }
 
 
@@ -38,19 +46,19 @@ def test_sizes_and_defaults(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "changes, wanted",
     [
-        ({}, RopeSpec(10_000.0)),
-        ({"rope_theta": None}, RopeSpec(10_000.0)),
-        ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "default"}}, RopeSpec(5e5)),
-        ({"rope_scaling": {"type": "linear", "factor": 2}}, RopeSpec(1e4, "linear", 2.0)),
+        ({}, RopeSpec(8, 10_000.0)),
+        ({"rope_theta": None}, RopeSpec(8, 10_000.0)),
+        ({"rope_theta": 5e5, "rope_scaling": {"rope_type": "default"}}, RopeSpec(8, 5e5)),
+        ({"rope_scaling": {"type": "linear", "factor": 2}}, RopeSpec(8, 1e4, "linear", 2.0)),
         (
             {"rope_parameters": {"rope_type": "default", "rope_theta": 77}, "rope_theta": None},
-            RopeSpec(77.0),
+            RopeSpec(8, 77.0),
         ),
-        ({"rope_scaling": LLAMA3}, RopeSpec(1e4, "llama3", 8.0, 1.0, 4.0, 64)),
+        ({"rope_scaling": LLAMA3}, RopeSpec(8, 1e4, "llama3", 8.0, 1.0, 4.0, 64)),
     ],
 )
 def test_both_spellings_of_rope(changes: dict[str, Any], wanted: RopeSpec, tmp_path: Path) -> None:
-    assert read_spec(folder_of(tmp_path, **changes)).rope == wanted
+    assert read_spec(folder_of(tmp_path, **changes)).ropes == (wanted,)
 
 
 def test_generation_config_names_the_end_tokens(tmp_path: Path) -> None:
@@ -68,11 +76,25 @@ def test_generation_config_names_the_end_tokens(tmp_path: Path) -> None:
             r"architectures: \['GptOss'\], expected .*LlamaForCausalLM",
         ),
         ({"architectures": None}, "architectures: None, expected"),
-        ({"hidden_act": "gelu"}, "hidden_act: 'gelu', expected 'silu'"),
-        ({"attention_bias": True}, "attention_bias: true, expected false"),
-        ({"mlp_bias": True}, "mlp_bias: true, expected false"),
+        ({"hidden_act": "gelu"}, "hidden_act: 'gelu', expected one of silu"),
+        (QWEN2 | {"attention_bias": True}, "attention_bias: True, expected false"),
+        (QWEN2 | {"mlp_bias": True}, "mlp_bias: True, expected false"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: is set"),
         ({"quantization_config": {"bits": 4}}, "quantization_config: is set"),
-        ({"sliding_window": 128}, "sliding_window: is set"),
+        ({"sliding_window": 128}, "sliding_window: 128, expected null"),
+        (QWEN2 | {"layer_types": ["full_attention"]}, "layer_types: .*, expected 2 of them"),
+        (QWEN2 | {"layer_types": ["chunked"] * 2}, "layer_types: 'chunked', expected sliding"),
+        (
+            QWEN2 | {"layer_types": ["sliding_attention"] * 2},
+            "sliding_window: None, expected a positive integer for sliding layers",
+        ),
+        (
+            QWEN2 | {"sliding_window": 8, "use_sliding_window": True},
+            "max_window_layers: None, expected an integer from 0",
+        ),
+        ({"architectures": ["Gemma2ForCausalLM"]}, "query_pre_attn_scalar: None, expected"),
+        (MIXTRAL | {"num_local_experts": None}, "num_local_experts: None, expected"),
+        (MIXTRAL | {"num_experts_per_tok": 9}, "num_experts_per_tok: 9, expected at most 4"),
         ({"hidden_size": None}, "hidden_size: None, expected a positive integer"),
         ({"vocab_size": "many"}, "vocab_size: 'many', expected a positive integer"),
         ({"num_hidden_layers": True}, "num_hidden_layers: True, expected a positive integer"),
@@ -83,9 +105,18 @@ def test_generation_config_names_the_end_tokens(tmp_path: Path) -> None:
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings: 'no', expected true or false"),
         ({"eos_token_id": "<end>"}, "eos_token_id: '<end>', expected"),
         ({"rope_scaling": 4}, "rope_scaling: 4, expected an object"),
-        ({"rope_scaling": {"rope_type": "yarn"}}, "rope_scaling.rope_type: 'yarn', expected one"),
+        (
+            {"rope_scaling": {"rope_type": "mrope"}},
+            "rope_scaling: rope_type: 'mrope', expected one",
+        ),
+        ({"rope_scaling": {"type": "yarn"}}, "rope_scaling: factor: None, expected"),
+        ({"rope_scaling": LLAMA3 | {"beta_slow": 1}}, "beta_slow: 1, expected no such field"),
+        ({"rope_scaling": {"type": "longrope"}}, r"short_factor: \[\], expected a list of 4"),
         ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: factor: None, expected"),
-        ({"rope_scaling": {"partial_rotary_factor": 0.5}}, "partial_rotary_factor: expected 1"),
+        (
+            {"rope_scaling": {"partial_rotary_factor": 0.5}},
+            "partial_rotary_factor: 0.5, expected 1",
+        ),
         (
             {"rope_scaling": LLAMA3 | {"high_freq_factor": 1.0}},
             "high_freq_factor: 1.0, expected more than 1.0",

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from banyan_engine.checkpoint import INDEX_NAME, SINGLE_NAME
 from banyan_engine.random_model import TINY_CONFIG, write_random_model
 from banyan_engine.spec import ModelError, read_spec
-from banyan_engine.torch_runner import TorchRunner
-from banyan_engine.weights import INDEX_NAME, SINGLE_NAME, load_weights
+from banyan_engine.weights import load_weights
 
 MakeFolder = Callable[..., Path]
 
@@ -160,4 +160,3 @@ def test_bfloat16_checkpoints_are_computed_in_float32(tmp_path: Path) -> None:
     save_file({name: value.bfloat16() for name, value in tensors.items()}, folder / SINGLE_NAME)
     rounded = load_weights(folder, read_spec(folder), torch.float32)
     assert torch.equal(rounded.norm, tensors["model.norm.weight"].bfloat16().float())
-    assert TorchRunner(folder, num_blocks=1).layout.dtype == "float32"

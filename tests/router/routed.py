@@ -17,7 +17,6 @@ from banyan_core.policies.routing import LeastTokens
 from banyan_core.types import (
     BlockHash,
     Decision,
-    KvLayout,
     ModelCard,
     Placement,
     PlaceQuery,
@@ -25,6 +24,7 @@ from banyan_core.types import (
     Role,
     WorkerLoad,
     WorkerRef,
+    equal_layers,
 )
 from banyan_router.service import RouterService
 from banyan_runtime import codec, wire
@@ -47,7 +47,7 @@ CARD = ModelCard(
     context_tokens=4096,
     end_token_ids=(0,),
     block_size=16,
-    kv_layout=KvLayout(2, 2, 8, "float32"),
+    kv_layout=equal_layers(2, 2, 8, "float32"),
     numerics="deterministic",
 )
 

@@ -6,10 +6,16 @@ from pathlib import Path
 
 import pytest
 
+from banyan_core.types import KvLayer, KvLayout
 from banyan_text.card import echo_card, read_card
 from banyan_text.model_folder import ModelFolderError
 
 CONFIG = {
+    "architectures": ["MistralForCausalLM"],
+    "vocab_size": 99,
+    "intermediate_size": 64,
+    "rms_norm_eps": 1e-5,
+    "sliding_window": 96,
     "hidden_size": 64,
     "num_attention_heads": 8,
     "num_key_value_heads": 2,
@@ -41,8 +47,9 @@ def test_card_of_a_folder(folder: Path) -> None:
     card = read_card(folder, 16, "fast")
     assert (card.name, card.context_tokens, card.end_token_ids) == ("tiny", 512, (7,))
     layout = card.kv_layout
-    assert (layout.num_layers, layout.num_kv_heads, layout.head_dim) == (3, 2, 8)
-    assert (layout.dtype, card.block_size, card.numerics) == ("float32", 16, "fast")
+    assert layout == KvLayout((KvLayer(2, 8, 8, window=96),) * 3, "bfloat16")
+    assert (card.block_size, card.numerics) == (16, "fast")
+    assert read_card(folder, 16, "deterministic").kv_layout.dtype == "float32"
     assert read_card(folder, 16, "fast") == card
     assert read_card(folder, 16, "fast", name="other").name == "other"
 
@@ -89,8 +96,8 @@ def test_end_tokens_from_each_source(folder: Path) -> None:
     [
         ("config.json", None, "no config.json"),
         ("config.json", b"nonsense", "cannot be read"),
-        ("config.json", b'{"max_position_embeddings": 5}', "num_attention_heads"),
-        ("config.json", b"{}", "max_position_embeddings"),
+        ("config.json", b'{"architectures": ["LlamaForCausalLM"]}', "hidden_size: None, expected"),
+        ("config.json", b"{}", "architectures: None, expected"),
         ("model.safetensors", None, "no .safetensors"),
         ("model.safetensors", b"short", "not a safetensors"),
         ("model.safetensors", b"\xff" * 64, "not a safetensors"),

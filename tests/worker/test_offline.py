@@ -99,7 +99,7 @@ def test_wrong_arguments_are_named(
 
 def test_a_prompt_longer_than_the_pool_fails_alone() -> None:
     limits = EngineLimits(max_step_tokens=64, max_running=4, max_waiting=1)
-    llm = LLM(model_folder(), kv_bytes=1 << 20, limits=limits)
+    llm = LLM(model_folder(), kv_bytes=1 << 19, limits=limits)
     long, short = list(range(20, 120)) * 4, [20, 21, 22]
     failed, answered = llm.generate([long, short], GREEDY)
     assert "KV blocks" in failed.error

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 
 from banyan_core.hashing import derive
 from banyan_core.runner import Opening, PlanItem, Sampled, StepPlan, StepResult
-from banyan_core.types import NS_PER_MS, KvLayout, OutputToken
+from banyan_core.types import NS_PER_MS, KvLayout, OutputToken, equal_layers
 
-ECHO_LAYOUT = KvLayout(num_layers=2, num_kv_heads=1, head_dim=1, dtype="uint32")
+ECHO_LAYOUT = equal_layers(num_layers=2, num_kv_heads=1, head_dim=1, dtype="uint32")
 GARBAGE = 0
 """The token that a damaged KV block turns into."""
 

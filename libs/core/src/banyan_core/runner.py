@@ -109,7 +109,7 @@ class Runner(Protocol):
     def run(self, plan: StepPlan, on_layer: Callable[[int], None]) -> StepResult: ...
 
     def export_page(self, block_id: int, layer: int) -> bytes:
-        """K then V of one block in one layer, `layout.token_bytes * block_size / num_layers`."""
+        """K then V of one block in one layer, `layout.page_bytes(layer, block_size)` long."""
         ...
 
     def import_page(self, block_id: int, layer: int, data: bytes) -> None:

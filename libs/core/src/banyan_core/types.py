@@ -66,20 +66,56 @@ class WorkerRef:
     role: Role
 
 
+_DTYPE_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "int8": 1, "uint32": 4}
+_INT8_SCALE_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class KvLayer:
+    """One layer's share of a token's KV: per head a key and a value.
+
+    `value_dim` 0 means that values are read out of the keys, as latent attention does (one head,
+    `key_dim` the latent and rope channels). A token sees the last `window` tokens, None: all.
+    """
+
+    num_kv_heads: int
+    key_dim: int
+    value_dim: int
+    window: int | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class KvLayout:
-    """Shape of one token's KV in one layer: K and V, each `num_kv_heads` x `head_dim`."""
+    """What one token leaves in each layer; a page is one block of one layer, K then V.
 
-    num_layers: int
-    num_kv_heads: int
-    head_dim: int
+    With dtype int8, each head of each token has a float32 scale behind its key, and one behind
+    its value.
+    """
+
+    layers: tuple[KvLayer, ...]
     dtype: str
 
     @property
+    def num_layers(self) -> int:
+        """Pages of one block."""
+        return len(self.layers)
+
+    @property
     def token_bytes(self) -> int:
-        """Bytes of one token's K and V over all layers."""
-        width = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1, "uint32": 4}[self.dtype]
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * width
+        """Bytes of one token over all layers."""
+        return sum(self.page_bytes(layer, 1) for layer in range(self.num_layers))
+
+    def page_bytes(self, layer: int, block_size: int) -> int:
+        """Bytes of one block in one layer."""
+        shape, width = self.layers[layer], _DTYPE_BYTES[self.dtype]
+        scale = _INT8_SCALE_BYTES if self.dtype == "int8" else 0
+        rows = [dim * width + scale for dim in (shape.key_dim, shape.value_dim) if dim]
+        return block_size * shape.num_kv_heads * sum(rows)
+
+
+def equal_layers(num_layers: int, num_kv_heads: int, head_dim: int, dtype: str) -> KvLayout:
+    """The layout of a model whose layers are alike, with keys and values of one size."""
+    return KvLayout((KvLayer(num_kv_heads, head_dim, head_dim),) * num_layers, dtype)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,24 +23,35 @@ GROUP_BLOCKS = 128
 """Blocks that decode gathers at a time: more would not stay in a core's cache until used."""
 
 
-def attend_dense(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def attend_dense(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+) -> Tensor:
     """The reference. q [n, heads, head_dim] are the last n of the tokens of k, v [m, kv_heads, ..].
 
-    Returns [n, heads, head_dim].
+    A token sees the last `window` tokens, itself among them. Returns [n, heads, head_dim].
     """
     num_new, num_all, group = len(q), len(k), q.shape[1] // k.shape[1]
     k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
-    scores = torch.einsum("qhd,khd->hqk", q, k) / q.shape[-1] ** 0.5
+    scores = torch.einsum("qhd,khd->hqk", q, k) * scale
+    if soft_cap is not None:
+        scores = (scores / soft_cap).tanh() * soft_cap
     visible = torch.ones(num_new, num_all, dtype=torch.bool).tril(num_all - num_new)
+    if window is not None:
+        visible = visible.triu(num_all - num_new - window + 1)
     probabilities = scores.masked_fill(~visible, -torch.inf).softmax(dim=-1)
     return torch.einsum("hqk,khd->qhd", probabilities, v)
 
 
 class _Chunk(NamedTuple):
-    """Several tokens of one sequence; `mask` [tokens, end], or None from position 0 on."""
+    """Several tokens of one sequence; `mask` [tokens, keys], or None when it is plainly causal."""
 
     rows: slice
-    end: int
+    keys: slice
     block_ids: Tensor
     mask: Tensor | None
 
@@ -53,86 +64,139 @@ class _DecodeGroup(NamedTuple):
     mask: Tensor
 
 
+class _View(NamedTuple):
+    """What a step's spans attend to in the layers of one window."""
+
+    chunks: list[_Chunk]
+    groups: list[_DecodeGroup]
+
+
 class PagedAttention:
     """Attention for one step's batch: built once, used in each layer after its K, V are written."""
 
-    def __init__(self, kv: PagedKv, spans: Sequence[Span], dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        kv: PagedKv,
+        spans: Sequence[Span],
+        scale: float,
+        soft_cap: float | None,
+        dtype: torch.dtype,
+    ) -> None:
         self._kv = kv
-        self._chunks: list[_Chunk] = []
-        decodes: list[tuple[int, Span]] = []
-        row = 0
-        for span in spans:
-            if span.num_tokens > 1:
-                self._chunks.append(_chunk(kv, span, row, dtype))
-            else:
-                decodes.append((row, span))
-            row += span.num_tokens
-        self._groups = [
-            _decode_group(kv, members, dtype) for members in _alike(decodes, kv.block_size)
-        ]
+        self._scale = scale
+        self._soft_cap = soft_cap
+        self._views = {
+            window: _view(kv, spans, window, dtype)
+            for window in dict.fromkeys(layer.window for layer in kv.layout.layers)
+        }
 
     def attend(self, layer: int, q: Tensor) -> Tensor:
         """q [tokens of the batch, heads, head_dim] to the same shape."""
         attended = torch.empty_like(q)
-        for chunk in self._chunks:
+        view = self._views[self._kv.layout.layers[layer].window]
+        for chunk in view.chunks:
             attended[chunk.rows] = self._attend_chunk(layer, q[chunk.rows], chunk)
-        for group in self._groups:
+        for group in view.groups:
             attended.index_copy_(0, group.rows, self._attend_group(layer, q[group.rows], group))
         return attended
 
     def _attend_chunk(self, layer: int, q: Tensor, chunk: _Chunk) -> Tensor:
         keys, values = self._kv.gather(layer, chunk.block_ids)
-        return F.scaled_dot_product_attention(
-            q.transpose(0, 1)[None],
-            keys[: chunk.end].transpose(0, 1)[None],
-            values[: chunk.end].transpose(0, 1)[None],
-            attn_mask=chunk.mask,
-            is_causal=chunk.mask is None,
-            enable_gqa=True,
-        )[0].transpose(0, 1)
+        k = keys[chunk.keys].transpose(0, 1)[None].to(q.dtype)
+        v = values[chunk.keys].transpose(0, 1)[None].to(q.dtype)
+        return self._attend(q.transpose(0, 1)[None], k, v, chunk.mask)[0].transpose(0, 1)
 
     def _attend_group(self, layer: int, q: Tensor, group: _DecodeGroup) -> Tensor:
         keys, values = self._kv.gather(layer, group.block_ids)
-        shape = (len(q), -1, self._kv.layout.num_kv_heads, q.shape[-1])
-        attended = F.scaled_dot_product_attention(
-            q.view(len(q), shape[2], -1, q.shape[-1]),
-            keys.view(shape).transpose(1, 2),
-            values.view(shape).transpose(1, 2),
-            attn_mask=group.mask,
-        )
-        return attended.reshape(q.shape)
+        shape = (len(q), -1, *keys.shape[1:])
+        k = keys.view(shape).transpose(1, 2).to(q.dtype)
+        v = values.view(shape).transpose(1, 2).to(q.dtype)
+        rows = q.view(len(q), shape[2], -1, q.shape[-1])
+        return self._attend(rows, k, v, group.mask).reshape(q.shape)
+
+    def _attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """[sequences, heads, rows, head_dim]; no mask is the causal one."""
+        if self._soft_cap is None:
+            return F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                is_causal=mask is None,
+                scale=self._scale,
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
+        cap, group = self._soft_cap, q.shape[1] // k.shape[1]
+        k, v = k.repeat_interleave(group, dim=1), v.repeat_interleave(group, dim=1)
+        scores = (q @ k.transpose(-1, -2) * (self._scale / cap)).tanh() * cap
+        if mask is None:
+            mask = torch.full(scores.shape[-2:], -torch.inf, dtype=q.dtype).triu(1)
+        return (scores + mask).softmax(dim=-1) @ v
 
 
-def _chunk(kv: PagedKv, span: Span, row: int, dtype: torch.dtype) -> _Chunk:
-    table = span.block_table[: -(-span.end // kv.block_size)]
+def _view(kv: PagedKv, spans: Sequence[Span], window: int | None, dtype: torch.dtype) -> _View:
+    chunks: list[_Chunk] = []
+    decodes: list[tuple[int, Span]] = []
+    row = 0
+    for span in spans:
+        if span.num_tokens > 1:
+            chunks.append(_chunk(kv, span, row, window, dtype))
+        else:
+            decodes.append((row, span))
+        row += span.num_tokens
+    groups = _alike(decodes, kv.block_size, window)
+    return _View(chunks, [_decode_group(kv, each, window, dtype) for each in groups])
+
+
+def _seen_blocks(span: Span, block_size: int, window: int | None) -> slice:
+    """The blocks of a span's table that its tokens attend to."""
+    first = 0 if window is None else max(span.start - window + 1, 0) // block_size
+    return slice(first, -(-span.end // block_size))
+
+
+def _hidden(positions: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """Which keys a token must not see, by their positions; shapes broadcast."""
+    hidden = keys > positions
+    return hidden if window is None else hidden | (keys <= positions - window)
+
+
+def _chunk(kv: PagedKv, span: Span, row: int, window: int | None, dtype: torch.dtype) -> _Chunk:
+    blocks = _seen_blocks(span, kv.block_size, window)
+    begin = blocks.start * kv.block_size
     mask = None
-    if span.start:
-        mask = torch.full((span.num_tokens, span.end), -torch.inf, dtype=dtype)
-        mask = mask.triu(span.start + 1)
-    return _Chunk(slice(row, row + span.num_tokens), span.end, table, mask)
+    if span.start or (window is not None and span.end > window):
+        positions = torch.arange(span.start, span.end)[:, None]
+        hidden = _hidden(positions, torch.arange(begin, span.end), window)
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
+    rows = slice(row, row + span.num_tokens)
+    return _Chunk(rows, slice(0, span.end - begin), span.block_table[blocks], mask)
 
 
-def _alike(decodes: Sequence[tuple[int, Span]], block_size: int) -> list[list[tuple[int, Span]]]:
+def _alike(
+    decodes: Sequence[tuple[int, Span]], block_size: int, window: int | None
+) -> list[list[tuple[int, Span]]]:
     """Cut into groups of at most GROUP_BLOCKS padded blocks, like lengths together."""
     groups: list[list[tuple[int, Span]]] = []
     for member in sorted(decodes, key=lambda member: member[1].start):
-        num_blocks = member[1].start // block_size + 1
-        if not groups or (len(groups[-1]) + 1) * num_blocks > GROUP_BLOCKS:
+        blocks = _seen_blocks(member[1], block_size, window)
+        if not groups or (len(groups[-1]) + 1) * (blocks.stop - blocks.start) > GROUP_BLOCKS:
             groups.append([])
         groups[-1].append(member)
     return groups
 
 
 def _decode_group(
-    kv: PagedKv, members: Sequence[tuple[int, Span]], dtype: torch.dtype
+    kv: PagedKv, members: Sequence[tuple[int, Span]], window: int | None, dtype: torch.dtype
 ) -> _DecodeGroup:
-    num_blocks = max(span.start for _, span in members) // kv.block_size + 1
+    blocks = [_seen_blocks(span, kv.block_size, window) for _, span in members]
+    num_blocks = max(each.stop - each.start for each in blocks)
     tables = torch.full((len(members), num_blocks), kv.zero_block_id)
-    for table, (_, span) in zip(tables, members, strict=True):
-        used = span.start // kv.block_size + 1
-        table[:used] = span.block_table[:used]
-    last = torch.tensor([span.start for _, span in members])
-    hidden = torch.arange(num_blocks * kv.block_size) > last[:, None]
-    mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill(hidden, -torch.inf)
+    for table, (_, span), each in zip(tables, members, blocks, strict=True):
+        table[: each.stop - each.start] = span.block_table[each]
+    begins = torch.tensor([each.start * kv.block_size for each in blocks])[:, None]
+    positions = torch.tensor([span.start for _, span in members])[:, None]
+    keys = begins + torch.arange(num_blocks * kv.block_size)
+    hidden = _hidden(positions, keys, window)
+    mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
     rows = torch.tensor([row for row, _ in members])
     return _DecodeGroup(rows, tables.flatten(), mask[:, None, None, :])

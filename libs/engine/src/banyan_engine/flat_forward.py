@@ -23,23 +23,29 @@ def flat_forward(
 ) -> Tensor:
     """Compute all spans; fp32 logits [sum of num_sampled, vocab], in the order of the spans."""
     slots = _all_slots(kv, spans)
-    attention = PagedAttention(kv, spans, model.dtype)
-    rotation = model.rotation(torch.cat([torch.arange(span.start, span.end) for span in spans]))
+    attention = _attention(model, kv, spans)
+    positions = torch.cat([torch.arange(span.start, span.end) for span in spans])
+    rotations = model.rotations(positions)
     x = model.embed(torch.cat([span.token_ids for span in spans]))
     lora = lora_rows([(span.adapter, span.num_tokens) for span in spans])
     last_layer = model.spec.num_layers - 1
     for layer in range(model.spec.num_layers):
-        q, k, v = model.project(layer, x, rotation, lora)
+        q, k, v = model.project(layer, x, rotations, lora)
         kv.write(layer, slots, k, v)
         on_layer(layer)
         if layer == last_layer:
             # All KV is written: from here on only the rows that sample are of use.
             rows = _sampled_rows(spans)
             x, q = x[rows], q[rows]
-            attention = PagedAttention(kv, sampled_parts(spans), model.dtype)
+            attention = _attention(model, kv, sampled_parts(spans))
             lora = lora_rows([(span.adapter, span.num_sampled) for span in spans])
         x = model.finish(layer, x, attention.attend(layer, q), lora)
     return model.logits(x)
+
+
+def _attention(model: Model, kv: PagedKv, spans: Sequence[Span]) -> PagedAttention:
+    spec = model.spec
+    return PagedAttention(kv, spans, spec.attention_scale, spec.attention_soft_cap, model.dtype)
 
 
 def _all_slots(kv: PagedKv, spans: Sequence[Span]) -> Slots:

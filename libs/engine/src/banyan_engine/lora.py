@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from banyan_engine.linear import Dense, dense, linear
+from banyan_engine.linear import Dense, Weight, dense, linear
 from banyan_engine.lora_config import LoraConfig, read_lora_config
 from banyan_engine.spec import ModelError, ModelSpec
 
@@ -77,6 +77,16 @@ class LoraRows:
                 y[rows, delta.columns] += linear(linear(x[rows], delta.down), delta.up)
 
 
+def product(
+    x: Tensor, weight: Weight, bias: Tensor | None, lora: LoraRows | None, layer: int, name: str
+) -> Tensor:
+    """x [rows, in] through one of a layer's weights and what adapters add to it."""
+    y = linear(x, weight, bias)
+    if lora is not None:
+        lora.add(layer, name, x, y)
+    return y
+
+
 def lora_of_all(weights: LoraWeights | None) -> LoraRows | None:
     """For a batch of one sequence's tokens only."""
     return None if weights is None else LoraRows([(weights, slice(None))])
@@ -102,15 +112,21 @@ def lora_targets(spec: ModelSpec) -> dict[str, LoraTarget]:
     targets: dict[str, LoraTarget] = {}
     for layer in range(spec.num_layers):
         attention, mlp = f"model.layers.{layer}.self_attn.", f"model.layers.{layer}.mlp."
-        targets |= {
-            attention + "q_proj": LoraTarget(layer, "qkv", hidden, q),
-            attention + "k_proj": LoraTarget(layer, "qkv", hidden, kv, q),
-            attention + "v_proj": LoraTarget(layer, "qkv", hidden, kv, q + kv),
-            attention + "o_proj": LoraTarget(layer, "output", q, hidden),
-            mlp + "gate_proj": LoraTarget(layer, "gate_up", hidden, inner),
-            mlp + "up_proj": LoraTarget(layer, "gate_up", hidden, inner, inner),
-            mlp + "down_proj": LoraTarget(layer, "down", inner, hidden),
-        }
+        targets[attention + "o_proj"] = LoraTarget(layer, "output", q, hidden)
+        if spec.names.fused_qkv:
+            targets[attention + "qkv_proj"] = LoraTarget(layer, "qkv", hidden, q + 2 * kv)
+        else:
+            targets[attention + "q_proj"] = LoraTarget(layer, "qkv", hidden, q)
+            targets[attention + "k_proj"] = LoraTarget(layer, "qkv", hidden, kv, q)
+            targets[attention + "v_proj"] = LoraTarget(layer, "qkv", hidden, kv, q + kv)
+        if spec.layers[layer].experts is not None:
+            continue  # an adapter of experts is refused, as tensors that nobody expects
+        targets[mlp + "down_proj"] = LoraTarget(layer, "down", inner, hidden)
+        if spec.names.fused_qkv:
+            targets[mlp + "gate_up_proj"] = LoraTarget(layer, "gate_up", hidden, 2 * inner)
+        else:
+            targets[mlp + "gate_proj"] = LoraTarget(layer, "gate_up", hidden, inner)
+            targets[mlp + "up_proj"] = LoraTarget(layer, "gate_up", hidden, inner, inner)
     return targets
 
 

@@ -8,6 +8,7 @@ zero, pads block tables of unequal length.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -25,27 +26,26 @@ class Slots(NamedTuple):
 
 
 class PagedKv:
-    """K and V per layer, each [num_blocks + 1, block_size, kv_heads, head_dim]."""
+    """K and V per layer, each [num_blocks + 1, block_size, kv_heads, channels]."""
 
     def __init__(self, layout: KvLayout, num_blocks: int, block_size: int) -> None:
         self.layout = layout
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.zero_block_id = num_blocks
-        shape = (num_blocks + 1, block_size, layout.num_kv_heads, layout.head_dim)
         dtype = DTYPES[layout.dtype]
-        self._keys = [torch.zeros(shape, dtype=dtype) for _ in range(layout.num_layers)]
-        self._values = [torch.zeros(shape, dtype=dtype) for _ in range(layout.num_layers)]
-        self._gathered = [torch.empty(0, *shape[1:], dtype=dtype) for _ in ("keys", "values")]
+        self._pools = [
+            tuple(
+                torch.zeros(num_blocks + 1, block_size, layer.num_kv_heads, num_dims, dtype=dtype)
+                for num_dims in (layer.key_dim, layer.value_dim)
+            )
+            for layer in layout.layers
+        ]  # by layer, K and V
+        self._gathered = [torch.empty(0, dtype=dtype) for _ in ("keys", "values")]
         self._pages = [
-            tuple(pool.view(torch.uint8).flatten(1).numpy() for pool in layer)
-            for layer in zip(self._keys, self._values, strict=True)
-        ]  # the same memory as bytes: by layer, K and V, [num_blocks + 1, half a page]
-
-    @property
-    def page_bytes(self) -> int:
-        """Bytes of one block in one layer, K and V."""
-        return self.layout.token_bytes * self.block_size // self.layout.num_layers
+            tuple(pool.view(torch.uint8).flatten(1).numpy() for pool in pools)
+            for pools in self._pools
+        ]  # the same memory as bytes
 
     def slots(self, start: int, num_tokens: int, block_table: Tensor) -> Slots:
         """Slots of positions `start` to `start + num_tokens` of one sequence."""
@@ -59,45 +59,50 @@ class PagedKv:
         return Slots(slot_ids, table if start % size == 0 else table[1:])
 
     def write(self, layer: int, slots: Slots, keys: Tensor, values: Tensor) -> None:
-        """Put k and v [tokens, kv_heads, head_dim] into their slots."""
-        for pool, rows in ((self._keys[layer], keys), (self._values[layer], values)):
+        """Put k and v [tokens, kv_heads, channels] into their slots."""
+        for pool, rows in zip(self._pools[layer], (keys, values), strict=True):
             pool.index_fill_(0, slots.fresh_block_ids, 0)
-            pool.flatten(0, 1).index_copy_(0, slots.slot_ids, rows)
+            pool.flatten(0, 1).index_copy_(0, slots.slot_ids, rows.to(pool.dtype))
 
     def copy_block(self, source: int, target: int) -> None:
         """All layers of one block into another, for a sequence that goes on from there alone."""
-        for pool in (*self._keys, *self._values):
-            pool[target] = pool[source]
+        for pools in self._pools:
+            for pool in pools:
+                pool[target] = pool[source]
 
     def gather(self, layer: int, block_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """K and V of these blocks, each [blocks * block_size, kv_heads, head_dim].
+        """K and V of these blocks, each [blocks * block_size, kv_heads, channels].
 
         They are views of a buffer and stand until the next gather: memory that is new each time
         costs several times the copy, in page faults.
         """
-        num_blocks = len(block_ids)
-        if len(self._gathered[0]) < num_blocks:
-            self._gathered = [
-                buffer.new_empty(num_blocks, *buffer.shape[1:]) for buffer in self._gathered
-            ]
-        keys, values = (buffer[:num_blocks] for buffer in self._gathered)
-        torch.index_select(self._keys[layer], 0, block_ids, out=keys)
-        torch.index_select(self._values[layer], 0, block_ids, out=values)
-        return keys.flatten(0, 1), values.flatten(0, 1)
+        keys, values = (
+            self._gather(index, pool, block_ids) for index, pool in enumerate(self._pools[layer])
+        )
+        return keys, values
+
+    def _gather(self, index: int, pool: Tensor, block_ids: Tensor) -> Tensor:
+        shape = (len(block_ids), *pool.shape[1:])
+        if self._gathered[index].numel() < math.prod(shape):
+            self._gathered[index] = torch.empty(math.prod(shape), dtype=pool.dtype)
+        found = self._gathered[index][: math.prod(shape)].view(shape)
+        torch.index_select(pool, 0, block_ids, out=found)
+        return found.flatten(0, 1)
 
     def export_page(self, block_id: int, layer: int) -> bytes:
-        """K then V of one block in one layer, `page_bytes` long."""
+        """K then V of one block in one layer."""
         self._check_place(block_id, layer)
         return b"".join([half[block_id] for half in self._pages[layer]])
 
     def import_page(self, block_id: int, layer: int, data: bytes) -> None:
-        """The reverse of `export_page`. Raises ValueError when the length is not `page_bytes`."""
+        """The reverse of `export_page`. Raises ValueError when the length is not the layout's."""
         self._check_place(block_id, layer)
-        if len(data) != self.page_bytes:
-            raise ValueError(f"page: {len(data)} bytes, expected {self.page_bytes}")
-        halves = np.frombuffer(data, dtype=np.uint8).reshape(2, -1)
-        for half, new in zip(self._pages[layer], halves, strict=True):
-            half[block_id] = new
+        if len(data) != (num_bytes := self.layout.page_bytes(layer, self.block_size)):
+            raise ValueError(f"page: {len(data)} bytes, expected {num_bytes}")
+        keys, values = self._pages[layer]
+        num_key_bytes = keys.shape[1]
+        keys[block_id] = np.frombuffer(data, np.uint8, num_key_bytes)
+        values[block_id] = np.frombuffer(data, np.uint8, -1, num_key_bytes)
 
     def _check_place(self, block_id: int, layer: int) -> None:
         if not 0 <= block_id < self.num_blocks:

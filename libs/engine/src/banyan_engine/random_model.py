@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from banyan_engine.checkpoint import SINGLE_NAME, expected_shapes
 from banyan_engine.spec import read_spec
-from banyan_engine.weights import SINGLE_NAME, expected_shapes
 
 TINY_CONFIG: dict[str, object] = {
     "architectures": ["LlamaForCausalLM"],
@@ -36,11 +36,14 @@ def write_random_model(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
     generator = torch.Generator().manual_seed(seed)
-    tensors = {}
-    for name, shape in expected_shapes(read_spec(folder)).items():
+    spec, tensors = read_spec(folder), {}
+    for name, shape in expected_shapes(spec).items():
         noise = torch.randn(shape, generator=generator)
         # Norms near 1 and matrices that keep the scale of their input, as trained ones do.
-        scaled = 1 + 0.1 * noise if len(shape) == 1 else noise.mul_(shape[1] ** -0.5)
-        tensors[name] = scaled.to(dtype)
+        if name.endswith("norm.weight"):
+            noise.mul_(0.1).add_(1 - spec.norm_offset)
+        else:
+            noise.mul_(0.1 if len(shape) == 1 else shape[1] ** -0.5)
+        tensors[name] = noise.to(dtype)
     save_file(tensors, folder / SINGLE_NAME, metadata={"format": "pt"})
     return folder

@@ -20,10 +20,12 @@ def reference_logits(
     model: Model, token_ids: Sequence[int], adapter: LoraWeights | None = None
 ) -> Tensor:
     """fp32 logits [tokens, vocab] of every position of one sequence."""
-    rotation = model.rotation(torch.arange(len(token_ids)))
+    spec, rotations = model.spec, model.rotations(torch.arange(len(token_ids)))
     lora = lora_of_all(adapter)
     x = model.embed(torch.tensor(token_ids))
-    for layer in range(model.spec.num_layers):
-        q, k, v = model.project(layer, x, rotation, lora)
-        x = model.finish(layer, x, attend_dense(q, k, v), lora)
+    for layer in range(spec.num_layers):
+        q, k, v = model.project(layer, x, rotations, lora)
+        window = spec.layers[layer].window
+        attended = attend_dense(q, k, v, spec.attention_scale, window, spec.attention_soft_cap)
+        x = model.finish(layer, x, attended, lora)
     return model.logits(x)

@@ -23,9 +23,11 @@ import torch
 from torch import Tensor
 
 from banyan_engine.lora import LoraRows, lora_of_all
-from banyan_engine.model import Model, Rotation
+from banyan_engine.model import Model
 from banyan_engine.paged_kv import PagedKv, Slots
+from banyan_engine.rope import Rotation
 from banyan_engine.spans import Span
+from banyan_engine.spec import ModelSpec
 
 TILE_TOKENS = 16
 
@@ -38,7 +40,7 @@ class _Tiled(NamedTuple):
     rows: slice
     end_tile: int
     num_sampled_tiles: int
-    rotations: list[Rotation]
+    rotations: list[tuple[Rotation, ...]]
     lora: LoraRows | None
 
 
@@ -64,9 +66,9 @@ def tiled_forward(
                 for of in (tiles, queries)
             )
         for index, cut in enumerate(cuts):
-            attended = _attend(kv, layer, cut, queries[index])
+            attended = _attend(model.spec, kv, layer, cut, queries[index])
             tiles[index] = [
-                model.finish(layer, x, values, cut.lora)
+                model.finish(layer, x, values, cut.lora, whole=True)
                 for x, values in zip(tiles[index], attended, strict=True)
             ]
     logits = [
@@ -91,7 +93,7 @@ def _tiled(model: Model, kv: PagedKv, span: Span) -> _Tiled:
         rows=slice(shift, shift + span.num_tokens),
         end_tile=end_tile,
         num_sampled_tiles=end_tile - first_sampled_tile if span.num_sampled else 0,
-        rotations=[model.rotation(part) for part in positions.view(-1, TILE_TOKENS)],
+        rotations=[model.rotations(part) for part in positions.view(-1, TILE_TOKENS)],
         lora=lora_of_all(span.adapter),
     )
 
@@ -108,8 +110,8 @@ def _project_and_write(
 ) -> list[Tensor]:
     """Write the K and V of the span's own rows; the queries of each tile."""
     projected = [
-        model.project(layer, x, rotation, cut.lora)
-        for x, rotation in zip(xs, cut.rotations, strict=True)
+        model.project(layer, x, rotations, cut.lora)
+        for x, rotations in zip(xs, cut.rotations, strict=True)
     ]
     keys = torch.cat([k for _, k, _ in projected])[cut.rows]
     values = torch.cat([v for _, _, v in projected])[cut.rows]
@@ -117,16 +119,24 @@ def _project_and_write(
     return [q for q, _, _ in projected]
 
 
-def _attend(kv: PagedKv, layer: int, cut: _Tiled, queries: list[Tensor]) -> list[Tensor]:
+def _attend(
+    spec: ModelSpec, kv: PagedKv, layer: int, cut: _Tiled, queries: list[Tensor]
+) -> list[Tensor]:
     """Attention of the last tiles of a span, as many as there are queries."""
     if not queries:
         return []
     keys, values = kv.gather(layer, cut.block_ids)
-    first_end = (cut.end_tile - len(queries) + 1) * TILE_TOKENS
-    return [
-        attend_tile(q, keys[:end], values[:end])
-        for q, end in zip(queries, count(first_end, TILE_TOKENS), strict=False)
-    ]
+    window = spec.layers[layer].window
+    attended = []
+    for q, end in zip(
+        queries,
+        count((cut.end_tile - len(queries) + 1) * TILE_TOKENS, TILE_TOKENS),
+        strict=False,
+    ):
+        begin = first_key(end, window)
+        k, v = keys[begin:end], values[begin:end]
+        attended.append(attend_tile(q, k, v, spec.attention_scale, window, spec.attention_soft_cap))
+    return attended
 
 
 def _sampled_logits(model: Model, span: Span, cut: _Tiled, xs: list[Tensor]) -> Tensor:
@@ -136,7 +146,16 @@ def _sampled_logits(model: Model, span: Span, cut: _Tiled, xs: list[Tensor]) -> 
     return logits[end - span.num_sampled : end]
 
 
-def attend_tile(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+def first_key(end: int, window: int | None) -> int:
+    """The first position, a multiple of TILE_TOKENS, that the tile before `end` looks at."""
+    if window is None:
+        return 0
+    return max(end - TILE_TOKENS - window + 1, 0) // TILE_TOKENS * TILE_TOKENS
+
+
+def attend_tile(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, window: int | None, soft_cap: float | None
+) -> Tensor:
     """Causal attention of one tile, q [TILE_TOKENS, heads, head_dim], to keys up to its end.
 
     Query heads that share a KV head are rows of one product. Returns the shape of q.
@@ -144,9 +163,14 @@ def attend_tile(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     num_kv_heads, head_dim = k.shape[1:]
     shape = (TILE_TOKENS, num_kv_heads, -1, head_dim)
     rows = q.view(shape).permute(1, 2, 0, 3).reshape(num_kv_heads, -1, head_dim)
-    scores = torch.bmm(rows, k.permute(1, 2, 0)) * head_dim**-0.5
-    own = scores.view(num_kv_heads, -1, TILE_TOKENS, len(k))[..., -TILE_TOKENS:]
-    own.masked_fill_(_LATER, -torch.inf)
+    scores = torch.bmm(rows, k.permute(1, 2, 0)) * scale
+    if soft_cap is not None:
+        scores = (scores / soft_cap).tanh() * soft_cap
+    by_row = scores.view(num_kv_heads, -1, TILE_TOKENS, len(k))
+    by_row[..., -TILE_TOKENS:].masked_fill_(_LATER, -torch.inf)
+    if window is not None and len(k) - TILE_TOKENS - window >= 1 - TILE_TOKENS:
+        early = torch.ones(TILE_TOKENS, len(k), dtype=torch.bool)
+        by_row.masked_fill_(early.tril(len(k) - TILE_TOKENS - window), -torch.inf)
     attended = torch.bmm(scores.softmax(dim=-1), v.transpose(0, 1))
     attended = attended.view(num_kv_heads, -1, TILE_TOKENS, head_dim)
     return attended.permute(2, 0, 1, 3).reshape(q.shape)

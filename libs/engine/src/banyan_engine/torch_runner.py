@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from banyan_core import model_spec
 from banyan_core.masks import MaskSource
 from banyan_core.runner import PlanItem, Sampled, StepPlan, StepResult
 from banyan_core.types import Adapter, KvLayout
+from banyan_engine.cpu import default_dtype
 from banyan_engine.flat_forward import flat_forward
 from banyan_engine.lora import LoraWeights, load_lora
 from banyan_engine.mask_filler import MaskFiller
@@ -33,8 +35,9 @@ class TorchRunner:
     """`banyan_core.runner.Runner` and `AdapterRunner` over torch on the CPU.
 
     `numerics` is "fast" or "deterministic". The pool is given as `num_blocks` or as `kv_bytes`
-    (K and V of all layers). `dtype` is that of weights and KV; unset it is float32 whatever the
-    checkpoint has, because most CPUs compute bfloat16 slower, not faster. `num_threads` unset
+    (K and V of all layers). `dtype` is that of weights and activations; unset it is bfloat16 in
+    fast mode on a CPU that multiplies it, else float32, whatever the checkpoint has. `kv_dtype`
+    unset depends on `numerics` only, as the model card's. `num_threads` unset
     leaves torch's own choice; deterministic mode has one. `end_token_ids` are masked by
     `min_tokens`; unset they are the folder's own. `mask_source` opens grammars; without it a
     sequence that has one fails.
@@ -51,14 +54,16 @@ class TorchRunner:
         block_size: int = 16,
         numerics: str = "fast",
         dtype: str | None = None,
+        kv_dtype: str | None = None,
         num_threads: int | None = None,
         end_token_ids: tuple[int, ...] | None = None,
         mask_source: MaskSource | None = None,
     ) -> None:
-        dtype = dtype or "float32"
-        _check_choices(numerics, dtype, num_threads)
+        dtype = dtype or default_dtype(numerics)
+        kv_dtype = kv_dtype or model_spec.kv_dtype(numerics)
+        _check_choices(numerics, dtype, kv_dtype, num_threads)
         spec = read_spec(folder)
-        layout = KvLayout(spec.num_layers, spec.num_kv_heads, spec.head_dim, dtype)
+        layout = model_spec.kv_layout(spec, kv_dtype)
         self._kv = PagedKv(
             layout, _pool_blocks(num_blocks, kv_bytes, layout, block_size), block_size
         )
@@ -177,13 +182,14 @@ def _span(item: PlanItem, state: SequenceState) -> Span:
     )
 
 
-def _check_choices(numerics: str, dtype: str, num_threads: int | None) -> None:
+def _check_choices(numerics: str, dtype: str, kv_dtype: str, num_threads: int | None) -> None:
     if numerics not in NUMERICS:
         raise ValueError(f"numerics: {numerics!r}, expected one of {', '.join(NUMERICS)}")
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype: {dtype!r}, expected one of {', '.join(DTYPES)}")
-    if numerics == "deterministic" and dtype != "float32":
-        raise ValueError(f"dtype: {dtype!r}, expected 'float32' in deterministic mode")
+    for name, value in (("dtype", dtype), ("kv_dtype", kv_dtype)):
+        if value not in DTYPES:
+            raise ValueError(f"{name}: {value!r}, expected one of {', '.join(DTYPES)}")
+        if numerics == "deterministic" and value != "float32":
+            raise ValueError(f"{name}: {value!r}, expected 'float32' in deterministic mode")
     if num_threads is not None and num_threads < 1:
         raise ValueError(f"num_threads: {num_threads}, expected at least 1")
     if numerics == "deterministic" and num_threads not in (None, 1):

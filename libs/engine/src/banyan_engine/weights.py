@@ -1,9 +1,8 @@
-"""Tensors of a model folder, checked against what its spec says must be there.
+"""Tensors of a model folder, as the decoder wants them.
 
-Strict in both directions: a missing tensor would be random, a surplus one means that the model
-does something which the decoder does not. Files are mapped, not read, but each tensor is copied
-once into fresh memory: the mapping is not aligned, and the bits of a matrix product may depend
-on the alignment of its operands, which deterministic mode must not see.
+Files are mapped, not read, but each tensor is copied once into fresh memory: the mapping is not
+aligned, and the bits of a matrix product may depend on the alignment of its operands, which
+deterministic mode must not see.
 """
 
 from __future__ import annotations
@@ -14,31 +13,54 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
+from banyan_core.model_spec import ExpertsSpec
+from banyan_engine.checkpoint import check_tensors, expected_shapes, norm_names, open_files
 from banyan_engine.linear import Dense, Weight, dense
-from banyan_engine.spec import ModelError, ModelSpec, read_json
-
-INDEX_NAME = "model.safetensors.index.json"
-SINGLE_NAME = "model.safetensors"
-NUM_NAMED = 4
-"""How many offending tensors an error names before it counts the rest."""
+from banyan_engine.spec import ModelError, ModelSpec
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class MlpWeights:
+    """A gated MLP; gate and up are one weight, one below the other."""
+
+    gate_up: Weight
+    down: Weight
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ExpertsWeights:
+    """A mixture: `router` [experts, hidden] scores, `shared_gate` [1, hidden] weighs `shared`."""
+
+    router: Tensor
+    experts: tuple[MlpWeights, ...]
+    shared: MlpWeights | None
+    shared_gate: Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class LayerWeights:
-    """One decoder layer; q, k, v and gate, up are each one weight, one below the other."""
+    """One decoder layer; q, k and v are one weight, one below the other."""
 
     attention_norm: Tensor
     qkv: Weight
+    qkv_bias: Tensor | None
+    q_norm: Tensor | None
+    k_norm: Tensor | None
     output: Weight
+    output_bias: Tensor | None
+    attention_post_norm: Tensor | None
     mlp_norm: Tensor
-    gate_up: Weight
-    down: Weight
+    mlp: MlpWeights | None  # one of these two
+    experts: ExpertsWeights | None
+    mlp_post_norm: Tensor | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class ModelWeights:
     """`embedding` is [vocab, hidden], and the same memory as `head` when they are tied."""
 
@@ -48,110 +70,103 @@ class ModelWeights:
     head: Weight
 
 
-def expected_shapes(spec: ModelSpec) -> dict[str, tuple[int, ...]]:
-    """Every tensor that a checkpoint of this spec has, by its Hugging Face name."""
-    hidden, inner = spec.hidden_size, spec.intermediate_size
-    q_rows, kv_rows = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (spec.vocab_size, hidden)}
-    for index in range(spec.num_layers):
-        layer = f"model.layers.{index}."
-        shapes[layer + "input_layernorm.weight"] = (hidden,)
-        shapes[layer + "self_attn.q_proj.weight"] = (q_rows, hidden)
-        shapes[layer + "self_attn.k_proj.weight"] = (kv_rows, hidden)
-        shapes[layer + "self_attn.v_proj.weight"] = (kv_rows, hidden)
-        shapes[layer + "self_attn.o_proj.weight"] = (hidden, q_rows)
-        shapes[layer + "post_attention_layernorm.weight"] = (hidden,)
-        shapes[layer + "mlp.gate_proj.weight"] = (inner, hidden)
-        shapes[layer + "mlp.up_proj.weight"] = (inner, hidden)
-        shapes[layer + "mlp.down_proj.weight"] = (hidden, inner)
-    shapes["model.norm.weight"] = (hidden,)
-    if not spec.tied_embeddings:
-        shapes["lm_head.weight"] = (spec.vocab_size, hidden)
-    return shapes
-
-
 def load_weights(folder: Path, spec: ModelSpec, dtype: torch.dtype) -> ModelWeights:
     """All tensors in `dtype`. Raises ModelError naming what is missing, surplus or misshapen."""
     with ExitStack() as opened:
         try:
-            sources = _open_files(folder, opened)
-            _check(sources, expected_shapes(spec))
-            return _assemble(sources, spec, dtype)
+            sources = open_files(folder, opened)
+            check_tensors(sources, expected_shapes(spec))
+            return _Loader(sources, spec, dtype).model()
         except SafetensorError as error:
             raise ModelError(f"{folder.name}: expected whole safetensors files: {error}") from error
 
 
-def _open_files(folder: Path, opened: ExitStack) -> dict[str, Any]:
-    """Each tensor's name with the open file that holds it."""
-    sources: dict[str, Any] = {}
-    for path in _weight_files(folder):
-        try:
-            file = opened.enter_context(safe_open(path, framework="pt"))
-        except (OSError, SafetensorError) as error:
-            raise ModelError(f"{path.name}: expected a whole safetensors file: {error}") from error
-        for name in file.keys():  # noqa: SIM118 - the handle is no mapping
-            if name in sources:
-                raise ModelError(f"{path.name}: {name}: expected in one file only")
-            sources[name] = file
-    return sources
+class _Loader:
+    """Takes tensors out of the open files, part by part of the model."""
 
+    def __init__(self, sources: dict[str, Any], spec: ModelSpec, dtype: torch.dtype) -> None:
+        self._sources = sources
+        self._spec = spec
+        self._dtype = dtype
 
-def _weight_files(folder: Path) -> list[Path]:
-    if not (folder / INDEX_NAME).exists():
-        return [folder / SINGLE_NAME]
-    placed = read_json(folder / INDEX_NAME).get("weight_map")
-    if not isinstance(placed, dict) or not placed:
-        raise ModelError(f"{INDEX_NAME}: weight_map: expected an object of tensor to file")
-    names = sorted({str(name) for name in placed.values()})
-    for name in names:
-        if Path(name).name != name:
-            raise ModelError(f"{INDEX_NAME}: weight_map: {name!r}, expected a name without folder")
-    return [folder / name for name in names]
-
-
-def _check(sources: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -> None:
-    if missing := [name for name in shapes if name not in sources]:
-        raise ModelError(f"weights: missing {_some(missing)}")
-    if surplus := [name for name in sorted(sources) if name not in shapes]:
-        raise ModelError(f"weights: surplus {_some(surplus)}")
-    for name, shape in shapes.items():
-        if (found := tuple(sources[name].get_slice(name).get_shape())) != shape:
-            raise ModelError(f"weights: {name}: shape {list(found)}, expected {list(shape)}")
-
-
-def _some(names: list[str]) -> str:
-    rest = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
-    return ", ".join(names[:NUM_NAMED]) + rest
-
-
-def _assemble(sources: dict[str, Any], spec: ModelSpec, dtype: torch.dtype) -> ModelWeights:
-    def take(*names: str) -> Tensor:
-        """The named tensors, one below the other, in fresh memory."""
-        parts = [_floating(name, sources[name].get_tensor(name)) for name in names]
-        return torch.cat([part.to(dtype) for part in parts])
-
-    def matrix(*names: str) -> Weight:
-        return dense(take(*names))
-
-    def layer(index: int) -> LayerWeights:
-        place = f"model.layers.{index}."
-        attention, mlp = place + "self_attn.", place + "mlp."
-        return LayerWeights(
-            attention_norm=take(place + "input_layernorm.weight"),
-            qkv=matrix(*(f"{attention}{part}_proj.weight" for part in "qkv")),
-            output=matrix(attention + "o_proj.weight"),
-            mlp_norm=take(place + "post_attention_layernorm.weight"),
-            gate_up=matrix(mlp + "gate_proj.weight", mlp + "up_proj.weight"),
-            down=matrix(mlp + "down_proj.weight"),
+    def model(self) -> ModelWeights:
+        embedding = self._take("model.embed_tokens.weight")
+        tied = self._spec.tied_embeddings
+        return ModelWeights(
+            embedding=embedding,
+            layers=tuple(self._layer(index) for index in range(self._spec.num_layers)),
+            norm=self._norm("model.norm"),
+            head=Dense(embedding if tied else self._take("lm_head.weight")),
         )
 
-    embedding = take("model.embed_tokens.weight")
-    return ModelWeights(
-        embedding=embedding,
-        layers=tuple(layer(index) for index in range(spec.num_layers)),
-        norm=take("model.norm.weight"),
-        head=Dense(embedding if spec.tied_embeddings else take("lm_head.weight")),
-    )
+    def _layer(self, index: int) -> LayerWeights:
+        spec, place = self._spec, f"model.layers.{index}."
+        attention, experts = place + "self_attn.", spec.layers[index].experts
+        fused = spec.names.fused_qkv
+        qkv = [f"{attention}{part}_proj" for part in (("qkv",) if fused else "qkv")]
+        norms = [self._norm(place + name) for name in norm_names(spec)]
+        return LayerWeights(
+            attention_norm=norms[0],
+            qkv=self._matrix(*qkv),
+            qkv_bias=self._bias(*qkv) if spec.qkv_bias else None,
+            q_norm=self._norm(attention + "q_norm") if spec.qk_norms else None,
+            k_norm=self._norm(attention + "k_norm") if spec.qk_norms else None,
+            output=self._matrix(attention + "o_proj"),
+            output_bias=self._bias(attention + "o_proj") if spec.output_bias else None,
+            attention_post_norm=norms[2] if spec.post_norms else None,
+            mlp_norm=norms[1],
+            mlp=None if experts else self._mlp(place + "mlp."),
+            experts=self._experts(place, experts) if experts else None,
+            mlp_post_norm=norms[3] if spec.post_norms else None,
+        )
+
+    def _mlp(self, place: str) -> MlpWeights:
+        fused = self._spec.names.fused_qkv
+        gate_up = [place + name for name in (("gate_up_proj",) if fused else _GATE_UP)]
+        down, biased = place + "down_proj", self._spec.mlp_bias
+        return MlpWeights(
+            self._matrix(*gate_up),
+            self._matrix(down),
+            self._bias(*gate_up) if biased else None,
+            self._bias(down) if biased else None,
+        )
+
+    def _experts(self, layer: str, shape: ExpertsSpec) -> ExpertsWeights:
+        names = self._spec.names
+        place = f"{layer}{names.experts}."
+        each = (f"{place}experts.{number}." for number in range(shape.num_experts))
+        experts = (
+            MlpWeights(
+                self._matrix(expert + names.gate, expert + names.up),
+                self._matrix(expert + names.down),
+            )
+            for expert in each
+        )
+        has_shared = shape.shared_intermediate_size > 0
+        return ExpertsWeights(
+            router=self._take(place + "gate.weight"),
+            experts=tuple(experts),
+            shared=self._mlp(place + "shared_expert.") if has_shared else None,
+            shared_gate=self._take(place + "shared_expert_gate.weight") if has_shared else None,
+        )
+
+    def _matrix(self, *modules: str) -> Weight:
+        return dense(self._take(*(f"{module}.weight" for module in modules)))
+
+    def _bias(self, *modules: str) -> Tensor:
+        return self._take(*(f"{module}.bias" for module in modules))
+
+    def _norm(self, module: str) -> Tensor:
+        weight = self._take(f"{module}.weight", dtype=torch.float32)
+        return (weight + self._spec.norm_offset).to(self._dtype)
+
+    def _take(self, *names: str, dtype: torch.dtype | None = None) -> Tensor:
+        """The named tensors, one below the other, in fresh memory."""
+        parts = [_floating(name, self._sources[name].get_tensor(name)) for name in names]
+        return torch.cat([part.to(dtype or self._dtype) for part in parts])
+
+
+_GATE_UP = ("gate_proj", "up_proj")
 
 
 def _floating(name: str, tensor: Tensor) -> Tensor:

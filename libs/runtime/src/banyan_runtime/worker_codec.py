@@ -5,7 +5,18 @@ from __future__ import annotations
 from google.protobuf.message import Message
 
 from banyan.v1 import common_pb2, worker_pb2
-from banyan_core.types import KvLayout, ModelCard, Role, WorkerLoad, WorkerRef
+from banyan_core.types import (
+    KvLayer,
+    KvLayout,
+    ModelCard,
+    Role,
+    WorkerLoad,
+    WorkerRef,
+    equal_layers,
+)
+
+MAX_LAYERS = 1024
+"""A card that names more is taken for broken; only its number of layers could be that large."""
 
 _ROLE_TO_PB = {Role.PREFILL: common_pb2.ROLE_PREFILL, Role.DECODE: common_pb2.ROLE_DECODE}
 _ROLE_FROM_PB = {number: role for role, number in _ROLE_TO_PB.items()}
@@ -42,7 +53,6 @@ def worker_ref_from_pb(message: common_pb2.WorkerRef) -> WorkerRef:
 
 
 def model_card_to_pb(card: ModelCard) -> common_pb2.ModelCard:
-    layout = card.kv_layout
     return common_pb2.ModelCard(
         name=card.name,
         weights_digest=card.weights_digest,
@@ -50,19 +60,13 @@ def model_card_to_pb(card: ModelCard) -> common_pb2.ModelCard:
         context_tokens=card.context_tokens,
         end_token_ids=card.end_token_ids,
         block_size=card.block_size,
-        kv_layout=common_pb2.KvLayout(
-            num_layers=layout.num_layers,
-            num_kv_heads=layout.num_kv_heads,
-            head_dim=layout.head_dim,
-            dtype=layout.dtype,
-        ),
+        kv_layout=_kv_layout_to_pb(card.kv_layout),
         numerics=card.numerics,
     )
 
 
 def model_card_from_pb(message: common_pb2.ModelCard) -> ModelCard:
     require(message, "kv_layout")
-    layout = message.kv_layout
     return ModelCard(
         name=message.name,
         weights_digest=message.weights_digest,
@@ -70,9 +74,41 @@ def model_card_from_pb(message: common_pb2.ModelCard) -> ModelCard:
         context_tokens=message.context_tokens,
         end_token_ids=tuple(message.end_token_ids),
         block_size=message.block_size,
-        kv_layout=KvLayout(layout.num_layers, layout.num_kv_heads, layout.head_dim, layout.dtype),
+        kv_layout=_kv_layout_from_pb(message.kv_layout),
         numerics=message.numerics,
     )
+
+
+def _kv_layout_to_pb(layout: KvLayout) -> common_pb2.KvLayout:
+    first = layout.layers[0] if layout.layers else KvLayer(0, 0, 0)
+    message = common_pb2.KvLayout(
+        num_layers=layout.num_layers,
+        num_kv_heads=first.num_kv_heads,
+        head_dim=first.key_dim,
+        dtype=layout.dtype,
+    )
+    for layer in layout.layers:
+        message.layers.add(
+            num_kv_heads=layer.num_kv_heads,
+            key_dim=layer.key_dim,
+            value_dim=layer.value_dim,
+            window=layer.window or 0,
+        )
+    return message
+
+
+def _kv_layout_from_pb(message: common_pb2.KvLayout) -> KvLayout:
+    if message.num_layers > MAX_LAYERS:
+        raise ValueError(f"num_layers: {message.num_layers}, expected at most {MAX_LAYERS}")
+    if not message.layers:
+        return equal_layers(
+            message.num_layers, message.num_kv_heads, message.head_dim, message.dtype
+        )
+    layers = (
+        KvLayer(layer.num_kv_heads, layer.key_dim, layer.value_dim, layer.window or None)
+        for layer in message.layers
+    )
+    return KvLayout(tuple(layers), message.dtype)
 
 
 def worker_load_to_pb(load: WorkerLoad) -> worker_pb2.WorkerLoad:

@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from banyan_core.echo import ECHO_LAYOUT
-from banyan_core.types import KvLayout, ModelCard
+from banyan_core.model_config import parse_config
+from banyan_core.model_spec import ModelError, kv_dtype, kv_layout
+from banyan_core.types import ModelCard
 from banyan_text.model_folder import (
     ModelFolderError,
     chat_template_source,
@@ -35,14 +37,18 @@ def read_card(folder: Path, block_size: int, numerics: str, name: str | None = N
     """
     require_folder(folder)
     config = read_object(folder / "config.json")
+    try:
+        spec = parse_config(config)
+    except ModelError as error:
+        raise ModelFolderError(f"{folder}: {error}") from None
     return ModelCard(
         name=name or folder.resolve().name,
         weights_digest=_weights_digest(folder),
         tokenizer_digest=_tokenizer_digest(folder),
-        context_tokens=_whole_number(folder, config, "max_position_embeddings"),
+        context_tokens=spec.context_tokens,
         end_token_ids=_end_token_ids(folder, config),
         block_size=block_size,
-        kv_layout=_kv_layout(folder, config),
+        kv_layout=kv_layout(spec, kv_dtype(numerics)),
         numerics=numerics,
     )
 
@@ -110,24 +116,3 @@ def _end_token_ids(folder: Path, config: dict[str, Any]) -> tuple[int, ...]:
         if text is not None and token.get("content") == text:
             return (int(token["id"]),)
     return ()
-
-
-def _kv_layout(folder: Path, config: dict[str, Any]) -> KvLayout:
-    num_heads = _whole_number(folder, config, "num_attention_heads")
-    head_dim = config.get("head_dim") or _whole_number(folder, config, "hidden_size") // num_heads
-    return KvLayout(
-        num_layers=_whole_number(folder, config, "num_hidden_layers"),
-        num_kv_heads=config.get("num_key_value_heads") or num_heads,
-        head_dim=head_dim,
-        dtype="float32",
-    )
-
-
-def _whole_number(folder: Path, config: dict[str, Any], key: str) -> int:
-    value = config.get(key)
-    if not isinstance(value, int) or value < 1:
-        raise ModelFolderError(
-            f"{folder / 'config.json'}: {key} must be a whole number from 1: "
-            "give a folder of a Llama-family model."
-        )
-    return value

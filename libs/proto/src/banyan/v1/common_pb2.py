@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61nyan/v1/common.proto\x12\tbanyan.v1\"]\n\tWorkerRef\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x1d\n\x04role\x18\x04 \x01(\x0e\x32\x0f.banyan.v1.Role\"U\n\x08KvLayout\x12\x12\n\nnum_layers\x18\x01 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x02 \x01(\r\x12\x10\n\x08head_dim\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\"\xc8\x01\n\tModelCard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eweights_digest\x18\x02 \x01(\x0c\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\x0c\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\x12\x15\n\rend_token_ids\x18\x05 \x03(\r\x12\x12\n\nblock_size\x18\x06 \x01(\r\x12&\n\tkv_layout\x18\x07 \x01(\x0b\x32\x13.banyan.v1.KvLayout\x12\x10\n\x08numerics\x18\x08 \x01(\t\"\xe9\x04\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x18\n\x10presence_penalty\x18\x05 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x06 \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x01\x12<\n\nlogit_bias\x18\x08 \x03(\x0b\x32(.banyan.v1.SamplingParams.LogitBiasEntry\x12\x0c\n\x04seed\x18\t \x01(\x04\x12\x12\n\nmax_tokens\x18\n \x01(\r\x12\x12\n\nmin_tokens\x18\x0b \x01(\r\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12\x16\n\x0estop_token_ids\x18\r \x03(\r\x12\x10\n\x08logprobs\x18\x0e \x01(\x08\x12\x18\n\x10num_top_logprobs\x18\x0f \x01(\r\x12\x16\n\ttypical_p\x18\x10 \x01(\x01H\x00\x88\x01\x01\x12&\n\tbad_words\x18\x11 \x03(\x0b\x32\x13.banyan.v1.TokenRun\x12\x19\n\x11\x61llowed_token_ids\x18\x12 \x03(\r\x12 \n\x13num_prompt_logprobs\x18\x13 \x01(\rH\x01\x88\x01\x01\x12#\n\x07grammar\x18\x14 \x01(\x0b\x32\x12.banyan.v1.Grammar\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0c\n\n_typical_pB\x16\n\x14_num_prompt_logprobs\"\x1d\n\x08TokenRun\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"%\n\x07Grammar\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\'\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"y\n\x08\x44\x65\x63ision\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12(\n\ncandidates\x18\x03 \x03(\x0b\x32\x14.banyan.v1.Candidate\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x13\n\x0bview_age_ns\x18\x05 \x01(\x04\"\x80\x01\n\tCandidate\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.banyan.v1.Role\x12\x10\n\x08\x66iltered\x18\x03 \x01(\t\x12 \n\x06scores\x18\x04 \x03(\x0b\x32\x10.banyan.v1.Score\x12\r\n\x05total\x18\x05 \x01(\x01\"4\n\x05Score\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0e\n\x06weight\x18\x03 \x01(\x01*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61nyan/v1/common.proto\x12\tbanyan.v1\"]\n\tWorkerRef\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x0f\n\x07\x61\x64\x64ress\x18\x03 \x01(\t\x12\x1d\n\x04role\x18\x04 \x01(\x0e\x32\x0f.banyan.v1.Role\"S\n\x07KvLayer\x12\x14\n\x0cnum_kv_heads\x18\x01 \x01(\r\x12\x0f\n\x07key_dim\x18\x02 \x01(\r\x12\x11\n\tvalue_dim\x18\x03 \x01(\r\x12\x0e\n\x06window\x18\x04 \x01(\r\"y\n\x08KvLayout\x12\x12\n\nnum_layers\x18\x01 \x01(\r\x12\x14\n\x0cnum_kv_heads\x18\x02 \x01(\r\x12\x10\n\x08head_dim\x18\x03 \x01(\r\x12\r\n\x05\x64type\x18\x04 \x01(\t\x12\"\n\x06layers\x18\x05 \x03(\x0b\x32\x12.banyan.v1.KvLayer\"\xc8\x01\n\tModelCard\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x16\n\x0eweights_digest\x18\x02 \x01(\x0c\x12\x18\n\x10tokenizer_digest\x18\x03 \x01(\x0c\x12\x16\n\x0e\x63ontext_tokens\x18\x04 \x01(\r\x12\x15\n\rend_token_ids\x18\x05 \x03(\r\x12\x12\n\nblock_size\x18\x06 \x01(\r\x12&\n\tkv_layout\x18\x07 \x01(\x0b\x32\x13.banyan.v1.KvLayout\x12\x10\n\x08numerics\x18\x08 \x01(\t\"\xe9\x04\n\x0eSamplingParams\x12\x13\n\x0btemperature\x18\x01 \x01(\x01\x12\r\n\x05top_p\x18\x02 \x01(\x01\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x01\x12\x18\n\x10presence_penalty\x18\x05 \x01(\x01\x12\x19\n\x11\x66requency_penalty\x18\x06 \x01(\x01\x12\x1a\n\x12repetition_penalty\x18\x07 \x01(\x01\x12<\n\nlogit_bias\x18\x08 \x03(\x0b\x32(.banyan.v1.SamplingParams.LogitBiasEntry\x12\x0c\n\x04seed\x18\t \x01(\x04\x12\x12\n\nmax_tokens\x18\n \x01(\r\x12\x12\n\nmin_tokens\x18\x0b \x01(\r\x12\x12\n\nignore_eos\x18\x0c \x01(\x08\x12\x16\n\x0estop_token_ids\x18\r \x03(\r\x12\x10\n\x08logprobs\x18\x0e \x01(\x08\x12\x18\n\x10num_top_logprobs\x18\x0f \x01(\r\x12\x16\n\ttypical_p\x18\x10 \x01(\x01H\x00\x88\x01\x01\x12&\n\tbad_words\x18\x11 \x03(\x0b\x32\x13.banyan.v1.TokenRun\x12\x19\n\x11\x61llowed_token_ids\x18\x12 \x03(\r\x12 \n\x13num_prompt_logprobs\x18\x13 \x01(\rH\x01\x88\x01\x01\x12#\n\x07grammar\x18\x14 \x01(\x0b\x32\x12.banyan.v1.Grammar\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x42\x0c\n\n_typical_pB\x16\n\x14_num_prompt_logprobs\"\x1d\n\x08TokenRun\x12\x11\n\ttoken_ids\x18\x01 \x03(\r\"%\n\x07Grammar\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0c\n\x04text\x18\x02 \x01(\t\"\'\n\x07\x41\x64\x61pter\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x64igest\x18\x02 \x01(\x0c\"y\n\x08\x44\x65\x63ision\x12\x0e\n\x06policy\x18\x01 \x01(\t\x12\x0e\n\x06number\x18\x02 \x01(\x04\x12(\n\ncandidates\x18\x03 \x03(\x0b\x32\x14.banyan.v1.Candidate\x12\x0e\n\x06reason\x18\x04 \x01(\t\x12\x13\n\x0bview_age_ns\x18\x05 \x01(\x04\"\x80\x01\n\tCandidate\x12\x11\n\tworker_id\x18\x01 \x01(\t\x12\x1d\n\x04role\x18\x02 \x01(\x0e\x32\x0f.banyan.v1.Role\x12\x10\n\x08\x66iltered\x18\x03 \x01(\t\x12 \n\x06scores\x18\x04 \x03(\x0b\x32\x10.banyan.v1.Score\x12\r\n\x05total\x18\x05 \x01(\x01\"4\n\x05Score\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01\x12\x0e\n\x06weight\x18\x03 \x01(\x01*?\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x10\n\x0cROLE_PREFILL\x10\x01\x12\x0f\n\x0bROLE_DECODE\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,28 +33,30 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._loaded_options = None
   _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_options = b'8\001'
-  _globals['_ROLE']._serialized_start=1461
-  _globals['_ROLE']._serialized_end=1524
+  _globals['_ROLE']._serialized_start=1582
+  _globals['_ROLE']._serialized_end=1645
   _globals['_WORKERREF']._serialized_start=37
   _globals['_WORKERREF']._serialized_end=130
-  _globals['_KVLAYOUT']._serialized_start=132
-  _globals['_KVLAYOUT']._serialized_end=217
-  _globals['_MODELCARD']._serialized_start=220
-  _globals['_MODELCARD']._serialized_end=420
-  _globals['_SAMPLINGPARAMS']._serialized_start=423
-  _globals['_SAMPLINGPARAMS']._serialized_end=1040
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=954
-  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1002
-  _globals['_TOKENRUN']._serialized_start=1042
-  _globals['_TOKENRUN']._serialized_end=1071
-  _globals['_GRAMMAR']._serialized_start=1073
-  _globals['_GRAMMAR']._serialized_end=1110
-  _globals['_ADAPTER']._serialized_start=1112
-  _globals['_ADAPTER']._serialized_end=1151
-  _globals['_DECISION']._serialized_start=1153
-  _globals['_DECISION']._serialized_end=1274
-  _globals['_CANDIDATE']._serialized_start=1277
-  _globals['_CANDIDATE']._serialized_end=1405
-  _globals['_SCORE']._serialized_start=1407
-  _globals['_SCORE']._serialized_end=1459
+  _globals['_KVLAYER']._serialized_start=132
+  _globals['_KVLAYER']._serialized_end=215
+  _globals['_KVLAYOUT']._serialized_start=217
+  _globals['_KVLAYOUT']._serialized_end=338
+  _globals['_MODELCARD']._serialized_start=341
+  _globals['_MODELCARD']._serialized_end=541
+  _globals['_SAMPLINGPARAMS']._serialized_start=544
+  _globals['_SAMPLINGPARAMS']._serialized_end=1161
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_start=1075
+  _globals['_SAMPLINGPARAMS_LOGITBIASENTRY']._serialized_end=1123
+  _globals['_TOKENRUN']._serialized_start=1163
+  _globals['_TOKENRUN']._serialized_end=1192
+  _globals['_GRAMMAR']._serialized_start=1194
+  _globals['_GRAMMAR']._serialized_end=1231
+  _globals['_ADAPTER']._serialized_start=1233
+  _globals['_ADAPTER']._serialized_end=1272
+  _globals['_DECISION']._serialized_start=1274
+  _globals['_DECISION']._serialized_end=1395
+  _globals['_CANDIDATE']._serialized_start=1398
+  _globals['_CANDIDATE']._serialized_end=1526
+  _globals['_SCORE']._serialized_start=1528
+  _globals['_SCORE']._serialized_end=1580
 # @@protoc_insertion_point(module_scope)

@@ -67,8 +67,42 @@ class WorkerRef(_message.Message):
 Global___WorkerRef: _TypeAlias = WorkerRef  # noqa: Y015
 
 @_typing.final
+class KvLayer(_message.Message):
+    """One layer's share of a token's KV: per head a key and a value."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NUM_KV_HEADS_FIELD_NUMBER: _builtins.int
+    KEY_DIM_FIELD_NUMBER: _builtins.int
+    VALUE_DIM_FIELD_NUMBER: _builtins.int
+    WINDOW_FIELD_NUMBER: _builtins.int
+    num_kv_heads: _builtins.int
+    key_dim: _builtins.int
+    value_dim: _builtins.int
+    """0: values are read out of the keys (latent attention)"""
+    window: _builtins.int
+    """a token sees this many, itself among them; 0: all"""
+    def __init__(
+        self,
+        *,
+        num_kv_heads: _builtins.int = ...,
+        key_dim: _builtins.int = ...,
+        value_dim: _builtins.int = ...,
+        window: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_dim", b"key_dim", "num_kv_heads", b"num_kv_heads", "value_dim", b"value_dim", "window", b"window"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KvLayer: _TypeAlias = KvLayer  # noqa: Y015
+
+@_typing.final
 class KvLayout(_message.Message):
-    """The shape of one token's KV in one layer: 2 (K and V) x num_kv_heads x head_dim x dtype."""
+    """What one token leaves in each layer. Fields 1 to 3 speak of layers that are alike: they hold
+    when `layers` is empty, and are written for those who do not know it.
+    """
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -76,10 +110,13 @@ class KvLayout(_message.Message):
     NUM_KV_HEADS_FIELD_NUMBER: _builtins.int
     HEAD_DIM_FIELD_NUMBER: _builtins.int
     DTYPE_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
     num_layers: _builtins.int
     num_kv_heads: _builtins.int
     head_dim: _builtins.int
     dtype: _builtins.str
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedCompositeFieldContainer[Global___KvLayer]: ...
     def __init__(
         self,
         *,
@@ -87,10 +124,11 @@ class KvLayout(_message.Message):
         num_kv_heads: _builtins.int = ...,
         head_dim: _builtins.int = ...,
         dtype: _builtins.str = ...,
+        layers: _abc.Iterable[Global___KvLayer] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "head_dim", b"head_dim", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dtype", b"dtype", "head_dim", b"head_dim", "layers", b"layers", "num_kv_heads", b"num_kv_heads", "num_layers", b"num_layers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
