@@ -79,7 +79,6 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("chat", {"stream": "yes"}, "stream"),
     ("chat", {"temprature": 1}, "temprature"),
     ("chat", {"tools": [{"type": "function"}]}, "tools"),
-    ("chat", {"response_format": {"type": "json_object"}}, "response_format"),
     ("chat", {"modalities": ["audio"]}, "modalities"),
     ("chat", {"messages": []}, "messages"),
     ("chat", {"messages": None}, "messages"),

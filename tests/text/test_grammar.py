@@ -193,6 +193,22 @@ def test_the_worst_grammars_take_bounded_time(kind: GrammarKind, text: str) -> N
     assert time.process_time() - started < 5  # 0.7 s on a quiet machine
 
 
+@pytest.mark.parametrize(
+    "text", ['{"a": [1, 2]}', '{"a":[1,2]}', '{\n  "a": [\n    1,\n    2\n  ]\n}']
+)
+def test_usual_layouts_of_json_are_allowed(text: str) -> None:
+    grammars = Grammars(ByteTokenizer(), (END,))
+    assert grammars.open(Grammar(GrammarKind.JSON_OBJECT), list(text.encode())).is_finished
+
+
+def test_a_model_cannot_stay_between_two_tokens_of_json() -> None:
+    grammars = Grammars(ByteTokenizer(), (END,))
+    state = grammars.open(Grammar(GrammarKind.JSON_OBJECT), list(b'{"a" '))
+    assert allowed(state, 261) == [ord(":")]
+    with pytest.raises(ValueError, match="does not follow"):
+        grammars.open(Grammar(GrammarKind.JSON_OBJECT), list(b'{"a":\n' + b" " * 33))
+
+
 def test_compiled_grammars_are_bounded_and_reused() -> None:
     grammars = Grammars(ByteTokenizer(), (END,))
     for index in range(200):

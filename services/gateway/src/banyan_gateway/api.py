@@ -32,7 +32,7 @@ from banyan_gateway.openai_format import (
 )
 from banyan_gateway.openapi import OPERATIONS, page
 from banyan_gateway.ports import GatewayPort
-from banyan_gateway.prepare import Arrival, Prepared, Preparer
+from banyan_gateway.prepare import Arrival, Prepared, Preparer, is_quick
 from banyan_gateway.reply import Reply, ReplyOptions
 from banyan_gateway.served_models import ServedModels
 from banyan_runtime.clock import Clock
@@ -40,9 +40,6 @@ from banyan_runtime.offload import Offload
 from banyan_text.tokenizer import Tokenizer
 
 T = TypeVar("T")
-
-INLINE_BODY_BYTES = 4096
-"""Shorter bodies are prepared on the event loop: a change of threads would take longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +217,7 @@ class Api:
 
     async def _prepared(self, request: Request, prepare: Callable[[bytes], T]) -> T:
         async with self._bodies.read(request) as body:
-            if len(body) <= INLINE_BODY_BYTES:
+            if is_quick(body):
                 return prepare(body)
             return await self._tools.offload.run(prepare, body)
 

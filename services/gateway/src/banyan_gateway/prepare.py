@@ -9,11 +9,12 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from banyan_core.types import ModelCard, SamplingParams
+from banyan_core.types import Grammar, ModelCard, SamplingParams
 from banyan_gateway import validate
 from banyan_gateway.auth import Tenant
 from banyan_gateway.errors import invalid
 from banyan_gateway.ports import GenerationRequest
+from banyan_gateway.response_format import check_grammar, wanted_grammar
 from banyan_gateway.schema import (
     PROMPTS_MAX,
     ChatBody,
@@ -25,12 +26,21 @@ from banyan_gateway.schema import (
     decode,
 )
 from banyan_gateway.served_models import ServedModels
+from banyan_text.grammar import Grammars
 from banyan_text.template import TemplateError
 from banyan_text.tokenizer import Tokenizer
 
 CHOICES_MAX = 128
 _PIECE_TOKENS = 8192
+_INLINE_BODY_BYTES = 4096
+# Fields whose grammar has to be compiled, and the one way to write their names differently.
+_SLOW_WORDS = (b"response_format", b"structured_outputs", b"tool_choice", b"\\u")
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default
+
+
+def is_quick(body: bytes) -> bool:
+    """Whether to prepare a body in place: a change of threads would take longer."""
+    return len(body) <= _INLINE_BODY_BYTES and not any(word in body for word in _SLOW_WORDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +80,7 @@ class Preparer:
         self._tokenizer = tokenizer
         self._card = card
         self._models = models
+        self._grammars = Grammars(tokenizer, card.end_token_ids)
         self._numbers = tuple(range(tokenizer.vocab_size))
 
     def chat(self, data: bytes, arrival: Arrival) -> Prepared:
@@ -165,7 +176,12 @@ class Preparer:
         if n * len(prompts.token_ids) > CHOICES_MAX:
             raise invalid("n", f"expected at most {CHOICES_MAX} choices over all prompts")
         sampling = validate.sampling(body, arrival.drawn_seed, self._tokenizer.vocab_size)
-        sampling = dataclasses.replace(sampling, logprobs=logprobs[0], num_top_logprobs=logprobs[1])
+        sampling = dataclasses.replace(
+            sampling,
+            logprobs=logprobs[0],
+            num_top_logprobs=logprobs[1],
+            grammar=self._grammar(body),
+        )
         template = GenerationRequest(
             request_id=arrival.answer_id,
             tenant=arrival.tenant.name,
@@ -189,6 +205,15 @@ class Preparer:
         requests = self._requests(template, prompts, sampling, wanted)
         ignored = validate.ignored_fields(body)
         return Prepared(requests, ignored, bool(body.stream), include_usage, continuous_usage)
+
+    def _grammar(self, body: GenerationBody) -> Grammar | None:
+        wanted = wanted_grammar(body.response_format, body.structured_outputs)
+        if wanted is None:
+            return None
+        if body.min_tokens:
+            raise invalid("min_tokens", f"expected 0 with {wanted[0]}, which says when to end")
+        check_grammar(*wanted, self._grammars)
+        return wanted[1]
 
     def _requests(
         self,

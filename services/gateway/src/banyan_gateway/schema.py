@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta
 
 from banyan_gateway.errors import ApiError
+from banyan_gateway.response_format import ResponseFormat, StructuredOutputs
 from banyan_gateway.schema_errors import explain
 
 PROMPTS_MAX = 64
@@ -82,12 +83,10 @@ class NotYet(WithoutEffect, kw_only=True):
     tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
-    response_format: Any = None
     modalities: Any = None
     audio: Any = None
     web_search_options: Any = None
     logits_processors: Any = None
-    structured_outputs: Any = None
     allowed_token_ids: Any = None
     bad_words: Any = None
     skip_special_tokens: Any = None
@@ -115,7 +114,6 @@ HARMLESS: Final[dict[str, Any]] = {
     "tools": [],
     "functions": [],
     "tool_choice": "none",
-    "response_format": {"type": "text"},
     "modalities": ["text"],
     "skip_special_tokens": True,
     "return_token_ids": False,
@@ -160,6 +158,8 @@ class GenerationBody(NotYet, kw_only=True):
     include_stop_str_in_output: bool | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
     priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    response_format: ResponseFormat | None = None
+    structured_outputs: StructuredOutputs | None = None
 
 
 class ContentPart(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
