@@ -153,6 +153,11 @@ BAD = [
         "start: A0\n" + "".join(f"A{i}: A{i + 1} A{i + 1}\n" for i in range(30)) + 'A30: "x"',
         "too big",
     ),
+    (
+        GrammarKind.JSON_SCHEMA,
+        json.dumps({"type": "object", "properties": {f"p{i}": {} for i in range(2000)}}),
+        "max is 5000",
+    ),
     (GrammarKind.CHOICE, "[]", "at least one choice"),
     (GrammarKind.CHOICE, '{"a": 1}', "JSON list"),
     (GrammarKind.REGEX, "a" * (GRAMMAR_BYTES_MAX + 1), "longer than"),
@@ -207,6 +212,24 @@ def test_a_model_cannot_stay_between_two_tokens_of_json() -> None:
     assert allowed(state, 261) == [ord(":")]
     with pytest.raises(ValueError, match="does not follow"):
         grammars.open(Grammar(GrammarKind.JSON_OBJECT), list(b'{"a":\n' + b" " * 33))
+
+
+def test_a_thousand_optional_properties_are_not_too_many() -> None:
+    schema = {"type": "object", "properties": {f"p{i}": {"type": "null"} for i in range(1000)}}
+    grammar = Grammar(GrammarKind.JSON_SCHEMA, json.dumps(schema))
+    text = b'{"p3": null, "p999": null}'
+    assert Grammars(ByteTokenizer(), (END,)).open(grammar, list(text)).is_finished
+
+
+def test_a_tokenizer_that_cannot_spell_the_text_is_an_error_of_that_request() -> None:
+    class NoZ(ByteTokenizer):
+        def token_bytes(self, token_id: int) -> bytes:
+            return b"" if token_id == ord("z") else super().token_bytes(token_id)
+
+    grammars = Grammars(NoZ(), (END,))
+    with pytest.raises(ValueError, match="no output"):
+        grammars.check(Grammar(GrammarKind.REGEX, "az"))
+    assert allowed(grammars.open(Grammar(GrammarKind.REGEX, "(z|y)q"), ()), 261) == [ord("y")]
 
 
 def test_compiled_grammars_are_bounded_and_reused() -> None:

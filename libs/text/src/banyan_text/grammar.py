@@ -22,6 +22,7 @@ from banyan_text.vocabulary import Vocabulary
 
 GRAMMAR_BYTES_MAX = 64 * 1024
 _NUM_CACHED = 64
+_NUM_TRIED_TOKENS = 4
 _WHITESPACE = r"( |\n[ \t]{0,32})?"
 """Between the tokens of JSON: a blank, or a line break and its indentation. With more, a model that
 likes blanks would hardly get further."""
@@ -30,6 +31,7 @@ likes blanks would hardly get further."""
 _LIMITS: Final = LLParserLimits(
     initial_lexer_fuel=300_000,
     step_lexer_fuel=100_000,
+    max_items_in_row=5_000,  # 1,200 optional properties; a step then takes up to 10 ms
     max_lexer_states=50_000,
     max_grammar_size=100_000,
     verbose_errors=False,
@@ -108,11 +110,7 @@ class Grammars:
         source = _SOURCES[grammar.kind](grammar.text)
         matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=_LIMITS)
         _raise_error(matcher)
-        trial = matcher.deep_copy()
-        mask = trial.compute_bitmask()  # some grammars are found to be too complex only here
-        _raise_error(trial)
-        if not any(mask):
-            raise ValueError("no output can satisfy it")
+        _try_out(matcher.deep_copy())
         return matcher
 
 
@@ -142,6 +140,21 @@ _SOURCES: Final[dict[GrammarKind, Callable[[str], str]]] = {
     GrammarKind.CHOICE: _choice,
     GrammarKind.LARK: LLMatcher.grammar_from_lark,
 }
+
+
+def _try_out(matcher: LLMatcher) -> None:
+    """A few steps of an output. Some grammars are found to be too complex only by them."""
+    for _ in range(_NUM_TRIED_TOKENS):
+        mask = matcher.compute_bitmask()
+        _raise_error(matcher)
+        start = next((index for index, byte in enumerate(mask) if byte), None)
+        if start is None:
+            raise ValueError("no output can satisfy it")
+        lowest_bit = mask[start] & -mask[start]
+        matcher.consume_token(start * 8 + lowest_bit.bit_length() - 1)
+        _raise_error(matcher)
+        if matcher.is_stopped():
+            return
 
 
 def _check_size(text: str) -> None:
