@@ -40,8 +40,9 @@ ARRIVALS_WITHIN_S = 2.0
 IDLE_WITHIN_S = 60.0
 GRACE_S = 6.0
 """Past the time for which workers keep what a gateway has not acknowledged."""
-LIMITS = EngineLimits(max_running=1, max_waiting=1)
-"""Small enough that busy mixes reach them: workers refuse, requests wait at the gateway."""
+LIMITS = EngineLimits(max_running=1, max_waiting=1, max_draft_tokens=3)
+"""Small enough that busy mixes reach them: workers refuse, requests wait at the gateway. Drafts, so
+that a step brings some tokens at once."""
 PATIENT = JourneyLimits(queue=QueueLimits(max_wait_ns=60 * NS_PER_S))
 """Nobody is shed, since every answer is judged; what sheds is tested in `test_overload`."""
 

@@ -88,6 +88,32 @@ def test_a_wrong_setting_is_one_sentence_and_exit_code_2(
     assert said.startswith(sentence) and said.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("section", "sentence"),
+    [
+        (
+            '[batching]\npolicy = "fifo"',
+            "batching policy 'fifo' is not known; known are: chunked, decode_first, prefill_first.",
+        ),
+        (
+            '[engine_admission]\npolicy = "hope"',
+            "engine_admission policy 'hope' is not known; known are: past_future, watermark.",
+        ),
+        (
+            '[batching]\npolicy = "chunked"\n[batching.decode_first]\naging_s = 0.0',
+            "[batching.decode_first] aging_s: expected more than 0, got 0.0.",
+        ),
+    ],
+)
+def test_an_unknown_policy_stops_the_start_and_lists_the_known(
+    section: str, sentence: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "policies.toml"
+    path.write_text(section)
+    assert run(Role.DECODE, GOOD | {"BANYAN_POLICIES": str(path)}) == 2
+    assert capsys.readouterr().err == f"{path}: {sentence}\n"
+
+
 def test_a_pool_smaller_than_a_block_names_its_own_setting(
     capsys: pytest.CaptureFixture[str],
 ) -> None:

@@ -79,7 +79,11 @@ def test_mix(seed: int) -> None:
         rng = clock().rng("mix")
         mesh = Mesh()
         mesh.wires.set_delay(rng.randint(0, 3_000_000))
-        limits = EngineLimits(max_step_tokens=rng.randint(8, 64), max_running=rng.randint(1, 8))
+        limits = EngineLimits(
+            max_step_tokens=rng.randint(8, 64),
+            max_running=rng.randint(1, 8),
+            max_draft_tokens=rng.choice((0, 3)),
+        )
         pair = Pair(
             await mesh.worker("p1", num_blocks=24, options=WorkerOptions(limits=limits)),
             await mesh.worker("d1", num_blocks=24, options=WorkerOptions(limits=limits)),

@@ -64,6 +64,10 @@ class BlockManager:
     def is_held(self, name: str) -> bool:
         return name in self._pins
 
+    def is_written_by_one(self, block_id: int) -> bool:
+        """Whether one sequence alone has it and its content has no address."""
+        return self._num_refs[block_id] == 1 and self._hash_of[block_id] is None
+
     def pin_names(self) -> tuple[str, ...]:
         """Leases, export pins and imports that hold blocks now."""
         return (*self._pins, *self._imports)

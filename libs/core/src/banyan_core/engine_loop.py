@@ -9,25 +9,15 @@ runner still writes into its blocks.
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from typing import NamedTuple
 
+from banyan_core.block_desk import BlockDesk
 from banyan_core.block_manager import BlockManager, FilledBlock
 from banyan_core.engine_messages import (
-    BlockFact,
-    BlocksEvicted,
-    BlocksFilled,
     Cancel,
     DrainNow,
     EngineCommand,
     EngineFact,
     Held,
-    ImportDone,
-    ImportReady,
-    ImportRefused,
-    ImportWanted,
-    Pinned,
-    PinWanted,
-    Release,
     Report,
     RunStep,
     StepDone,
@@ -36,29 +26,17 @@ from banyan_core.engine_messages import (
 )
 from banyan_core.machine import Stepped
 from banyan_core.rates import StepRates
-from banyan_core.runner import PlanItem, Sampled, StepPlan
+from banyan_core.runner import PlanItem, StepPlan
 from banyan_core.scheduler import EngineLimits, Scheduler, SchedulerTotals
 from banyan_core.sequence import Sequence
+from banyan_core.step_news import NO_TOKEN, News, report, take_sampled
 from banyan_core.types import (
     BlockHash,
     Finish,
     ModelCard,
-    OutputToken,
     SequenceReport,
     WorkerLoad,
 )
-
-
-class _News(NamedTuple):
-    """What a step brought for one sequence."""
-
-    tokens: tuple[OutputToken, ...]
-    finish: Finish | None = None
-    error: str = ""
-    prompt_logprobs: tuple[OutputToken, ...] = ()
-
-
-_NO_TOKEN = Sampled("", (), "the runner returned no token")
 
 
 class EngineLoop:
@@ -67,6 +45,7 @@ class EngineLoop:
     def __init__(self, card: ModelCard, num_blocks: int, limits: EngineLimits) -> None:
         self._card = card
         self._blocks = BlockManager(num_blocks, card.block_size)
+        self._desk = BlockDesk(self._blocks)
         self._scheduler = Scheduler(self._blocks, limits)
         self._rates = StepRates()
         self._sequences: dict[str, Sequence] = {}
@@ -145,7 +124,7 @@ class EngineLoop:
             self._take(now, fact)
         self._cancel_overdue(now)
         next_plan = self._next_plan(now) if self._plan is None else None
-        self._flush_evicted()
+        self._commands += self._desk.evicted()
         if self._reports:
             self._commands.append(Report(self._num_steps, tuple(self._reports)))
             self._reports = []
@@ -170,22 +149,8 @@ class EngineLoop:
                 for sequence in list(self._sequences.values()):
                     self._end_soon(now, sequence, Finish.DRAINED, "")
             case _:
-                self._take_block_fact(fact)
-
-    def _take_block_fact(self, fact: BlockFact) -> None:
-        match fact:
-            case Release():
-                for lease_id in fact.lease_ids:
-                    self._blocks.release(lease_id)
-            case ImportWanted():
-                self._import_wanted(fact)
-            case ImportDone():
-                new = self._blocks.commit_import(fact.import_id, fact.imported)
-                self._announce(new)
-            case PinWanted():
-                found = self._blocks.pin(fact.pin_id, fact.hashes)
-                hashes, block_ids = tuple(h for h, _ in found), tuple(i for _, i in found)
-                self._commands.append(Pinned(fact.pin_id, hashes, block_ids))
+                headroom = len(self._scheduler.running)
+                self._commands += self._desk.take(fact, headroom)
 
     def _next_wake(self) -> int | None:
         deadlines = [s.deadline_ns for s in self._sequences.values() if s.ending is None]
@@ -209,13 +174,14 @@ class EngineLoop:
             num_fetched_blocks=fact.num_fetched_blocks,
             num_rejected_pages=fact.num_rejected_pages,
         )
+        sequence.num_max_tokens = min(sequence.num_max_tokens, self._card.context_tokens)
         self._sequences[spec.sequence_id] = sequence
         self._scheduler.add(sequence)
         finish = sequence.finish_now(self._card)
         if finish is not None:
-            self._end(now, sequence, finish)
+            self._end(now, sequence, News((), finish))
         elif sequence.num_blocks_needed > self._blocks.num_blocks:
-            self._end(now, sequence, Finish.FAILED, self._too_long(sequence))
+            self._end(now, sequence, News((), Finish.FAILED, self._too_long(sequence)))
 
     def _too_long(self, sequence: Sequence) -> str:
         return (
@@ -242,42 +208,22 @@ class EngineLoop:
             item.sequence_id == sequence.sequence_id for item in self._plan.items
         )
         if not in_step:
-            self._end(now, sequence, finish, error)
+            self._end(now, sequence, News((), finish, error))
         elif sequence.ending is None:
             sequence.ending = (finish, error)
 
-    def _end(
-        self,
-        now: int,
-        sequence: Sequence,
-        finish: Finish,
-        error: str = "",
-        news: _News | None = None,
-    ) -> None:
+    def _end(self, now: int, sequence: Sequence, news: News) -> None:
         """Take the sequence out, with its last tokens if it has some, and free its blocks."""
         del self._sequences[sequence.sequence_id]
-        block_ids = self._scheduler.remove(sequence)
-        if sequence.hold and finish in (Finish.STOP, Finish.LENGTH) and block_ids:
+        is_done = news.finish in (Finish.STOP, Finish.LENGTH)
+        is_whole = is_done and not sequence.hold
+        block_ids = self._scheduler.remove(sequence, is_whole=is_whole)
+        if sequence.hold and is_done and block_ids:
             self._blocks.hold(sequence.sequence_id, block_ids)
             self._commands.append(Held(sequence.sequence_id, sequence.output_token_ids))
         else:
             self._blocks.give_back(block_ids)
-        self._report_end(now, sequence, finish, error, news or _News(()))
-
-    def _report_end(
-        self, now: int, sequence: Sequence, finish: Finish, error: str, news: _News
-    ) -> None:
-        self._reports.append(
-            SequenceReport(
-                sequence.sequence_id,
-                sequence.num_output_tokens - len(news.tokens),
-                news.tokens,
-                finish,
-                error,
-                sequence.figures(now),
-                news.prompt_logprobs,
-            )
-        )
+        self._reports.append(report(now, sequence, news))
 
     # ------------------------------------------------------------ steps
 
@@ -285,95 +231,46 @@ class EngineLoop:
         planned = self._scheduler.plan(self._num_steps + 1)
         for sequence in planned.too_long:
             del self._sequences[sequence.sequence_id]
-            self._report_end(now, sequence, Finish.FAILED, self._too_long(sequence), _News(()))
+            news = News((), Finish.FAILED, self._too_long(sequence))
+            self._reports.append(report(now, sequence, news))
         return planned.plan
 
     def _step_done(self, now: int, fact: StepDone) -> None:
         plan = self._finish_plan(fact.result.number)
         self._rates.observe(plan, fact.elapsed_ns)
+        self._scheduler.observe(plan, fact.elapsed_ns)
         sampled = {one.sequence_id: one for one in fact.result.sampled}
         filled: list[FilledBlock] = []
-        news: list[tuple[Sequence, _News]] = []
+        news: list[tuple[Sequence, News]] = []
         for item in plan.items:
             sequence = self._sequences[item.sequence_id]
             num_computed = len(item.token_ids) - item.num_draft_tokens
             if sequence.ending is not None:
-                news.append((sequence, _News((), *sequence.ending)))
+                news.append((sequence, News((), *sequence.ending)))
             elif item.sample:
-                result = sampled.get(item.sequence_id) or _NO_TOKEN
-                one = self._take_sampled(sequence, result)
-                num_computed += max(0, min(len(one.tokens), len(result.tokens) - 1))
+                result = sampled.get(item.sequence_id) or NO_TOKEN
+                one = take_sampled(sequence, result, self._card)
+                num_right = max(0, len(result.tokens) - 1)
+                num_computed += min(len(one.tokens), num_right)
+                self._scheduler.drafts.checked(item, num_right)
                 news.append((sequence, one))
             filled += self._scheduler.commit(sequence, num_computed, fact.elapsed_ns)
-        self._announce(filled)
+        self._commands += self._desk.filled(filled)
         for sequence, one in news:
             if one.finish is not None:
-                self._end(now, sequence, one.finish, one.error, one)
+                self._end(now, sequence, one)
             else:
-                self._report(now, sequence, one)
-
-    def _take_sampled(self, sequence: Sequence, sampled: Sampled) -> _News:
-        """Append what was sampled, up to the token that ends the sequence if one does."""
-        if not sampled.tokens:
-            return _News((), Finish.FAILED, sampled.error)
-        tokens, finish = sampled.tokens, None
-        for num_taken, token in enumerate(tokens, 1):
-            sequence.append(token)
-            finish = sequence.finish_now(self._card)
-            if finish is not None:
-                tokens = tokens[:num_taken]
-                break
-        if finish is None and sampled.finished:
-            finish = Finish.STOP
-        if finish is None and sequence.hold:
-            finish = Finish.LENGTH
-        return _News(tokens, finish, "", sampled.prompt_logprobs)
-
-    def _report(self, now: int, sequence: Sequence, news: _News) -> None:
-        """Tokens of a sequence that goes on; its figures with the first."""
-        index = sequence.num_output_tokens - len(news.tokens)
-        first = index == len(sequence.spec.output_token_ids)
-        self._reports.append(
-            SequenceReport(
-                sequence.sequence_id,
-                index,
-                news.tokens,
-                figures=sequence.figures(now) if first else None,
-                prompt_logprobs=news.prompt_logprobs,
-            )
-        )
+                self._reports.append(report(now, sequence, one))
 
     def _step_failed(self, now: int, fact: StepFailed) -> None:
         plan = self._finish_plan(fact.number)
         self._scheduler.take_back(plan)
         for item in plan.items:
             sequence = self._sequences[item.sequence_id]
-            self._end(now, sequence, *(sequence.ending or (Finish.FAILED, fact.error)))
+            finish, error = sequence.ending or (Finish.FAILED, fact.error)
+            self._end(now, sequence, News((), finish, error))
 
     def _finish_plan(self, number: int) -> StepPlan:
         plan, self._plan = self._plan, None
         assert plan is not None and plan.number == number, f"step {number} is not outstanding"
         return plan
-
-    # ------------------------------------------------------------ blocks
-
-    def _import_wanted(self, fact: ImportWanted) -> None:
-        headroom = len(self._scheduler.running)
-        reserved = self._blocks.reserve(fact.import_id, fact.hashes, headroom)
-        if reserved is None:
-            reason = f"{len(fact.hashes)} blocks wanted, {self._blocks.num_available} available"
-            self._commands.append(ImportRefused(fact.import_id, reason))
-            return
-        self._flush_evicted()
-        ready = ImportReady(fact.import_id, tuple(reserved), tuple(reserved.values()))
-        self._commands.append(ready)
-
-    def _announce(self, filled: Seq[FilledBlock]) -> None:
-        if filled:
-            hashes = tuple(block.block_hash for block in filled)
-            self._commands.append(BlocksFilled(hashes, tuple(block.block_id for block in filled)))
-
-    def _flush_evicted(self) -> None:
-        evicted = self._blocks.take_evicted()
-        if evicted:
-            self._commands.append(BlocksEvicted(evicted))

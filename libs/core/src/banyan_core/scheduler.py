@@ -1,31 +1,41 @@
 """Which sequences run in the next step, and how many of their tokens.
 
-`plan` decides and takes the blocks it needs; `commit` applies what the step computed. Running
-sequences that need one token come first, so that a long prompt never stalls the others; what is
-left of the token budget goes to prompts, in chunks. Order is priority, then arrival, everywhere.
-When blocks run out the last in that order gives its blocks up and computes them again later
-(most of it is usually still cached). A sequence is admitted only when blocks for all its known
-tokens are there, and one more for each that already runs: so admissions cause few preemptions.
+`plan` decides and takes the blocks it needs; `commit` applies what the step computed. The batching
+policy says whether decodes or prompts have the token budget first, the admission policy whether
+the next waiting sequence gets its blocks. Order is by due time everywhere (see
+`policies/batching.py`). When blocks run out the last in that order gives its blocks up and
+computes them again later (most of it is usually still cached).
+
+Choices of one request have one prompt: one computes it, the others wait for that, share its full
+blocks and take a copy of the block in which the prompt ends.
 """
 
 from __future__ import annotations
 
 from bisect import insort
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from banyan_core.batch import Batch, Planned
 from banyan_core.block_manager import BlockManager, FilledBlock
-from banyan_core.runner import Opening, PlanItem, StepPlan
+from banyan_core.drafts import Drafts, PromptLookup
+from banyan_core.policies.batching import BatchingPolicy, Chunked, Phase
+from banyan_core.policies.engine_admission import (
+    AdmissionView,
+    EngineAdmissionPolicy,
+    Growing,
+    OutputLengths,
+    Watermark,
+)
+from banyan_core.runner import StepPlan
 from banyan_core.sequence import Sequence
-
-MAX_LOGIT_TOKENS = 64
-"""Of one sequence in one step when every token's logits are wanted: they are large."""
 
 
 @dataclass(frozen=True, slots=True)
 class EngineLimits:
-    """Bounds of one engine.
+    """Bounds and policies of one engine.
 
     `max_step_tokens` is the budget of a step; each running sequence needs one of it.
+    `max_draft_tokens` are guessed at for one sequence in a step, where that pays; 0 is never.
     What is admitted but not yet computed is bounded: `max_waiting` sequences beyond those that
     can run at once, and prompt tokens, in number and by the time that they take at the measured
     rate: a quarter of the usual target for the first token.
@@ -36,6 +46,9 @@ class EngineLimits:
     max_waiting: int = 8
     max_waiting_tokens: int = 262_144
     max_waiting_s: float = 0.5
+    max_draft_tokens: int = 0
+    batching: BatchingPolicy = field(default_factory=Chunked)
+    admission: EngineAdmissionPolicy = field(default_factory=Watermark)
 
     def __post_init__(self) -> None:
         if not 1 <= self.max_running <= self.max_step_tokens:
@@ -43,14 +56,6 @@ class EngineLimits:
                 f"max_running: expected 1 to max_step_tokens ({self.max_step_tokens}), "
                 f"got {self.max_running}"
             )
-
-
-@dataclass(frozen=True, slots=True)
-class Planned:
-    """A batch, or None when nothing can run; and sequences that can never run here."""
-
-    plan: StepPlan | None
-    too_long: tuple[Sequence, ...]
 
 
 @dataclass(slots=True)
@@ -70,18 +75,30 @@ class Scheduler:
         self._limits = limits
         self.waiting: list[Sequence] = []
         self.running: list[Sequence] = []  # in order, as `waiting` is
+        self._of_request: dict[str, list[Sequence]] = {}  # those that run
         self._closed: list[str] = []
+        self._lengths = OutputLengths()
+        self.drafts = Drafts(PromptLookup(), limits.max_draft_tokens)
         self.totals = SchedulerTotals()
 
     def add(self, sequence: Sequence) -> None:
+        due_ns = sequence.submitted_ns + sequence.spec.priority * self._limits.batching.aging_ns
+        sequence.order = (due_ns, sequence.arrival)
         insort(self.waiting, sequence, key=_order)
 
-    def remove(self, sequence: Sequence) -> list[int]:
-        """Take a sequence out. The references of the blocks returned pass to the caller."""
-        (self.running if sequence.is_running else self.waiting).remove(sequence)
-        sequence.is_running = False
+    def remove(self, sequence: Sequence, *, is_whole: bool = False) -> list[int]:
+        """Take a sequence out. The references of the blocks returned pass to the caller.
+
+        The length of one that `is_whole` is remembered for the admission of others.
+        """
+        if sequence.is_running:
+            self._stop(sequence)
+        else:
+            self.waiting.remove(sequence)
+        self.drafts.forget(sequence.sequence_id)
         self._drop_import(sequence)
-        self._close(sequence)
+        if is_whole:
+            self._lengths.add(sequence.num_output_tokens)
         table, sequence.block_table = sequence.block_table, []
         return table
 
@@ -89,7 +106,20 @@ class Scheduler:
         """A step failed, perhaps before the runner read whom to forget: it is told again."""
         self._closed += plan.closed
 
-    def _close(self, sequence: Sequence) -> None:
+    def _run(self, sequence: Sequence, table: list[int]) -> None:
+        self.waiting.remove(sequence)
+        insort(self.running, sequence, key=_order)
+        sequence.is_running = True
+        sequence.block_table = table
+        self._of_request.setdefault(sequence.request_id, []).append(sequence)
+
+    def _stop(self, sequence: Sequence) -> None:
+        self.running.remove(sequence)
+        sequence.is_running = False
+        siblings = self._of_request[sequence.request_id]
+        siblings.remove(sequence)
+        if not siblings:
+            del self._of_request[sequence.request_id]
         if sequence.num_told_blocks is not None:
             self._closed.append(sequence.sequence_id)
             sequence.num_told_blocks = None
@@ -99,28 +129,57 @@ class Scheduler:
     def plan(self, number: int) -> Planned:
         """The next step. Takes blocks, admits and preempts; computes nothing."""
         self._grow_all()
-        budget = self._limits.max_step_tokens
-        items: list[PlanItem] = []
-        for sequence in sorted(self.running, key=_decodes_first):
-            if budget == 0:
-                break
-            items.append(_item(sequence, budget))
-            budget -= len(items[-1].token_ids)
+        batch = Batch(self._limits.max_step_tokens)
+        decoding = [one for one in self.running if one.num_uncomputed == 1]
+        prompting = [one for one in self.running if one.num_uncomputed > 1]
+        num_spare = 0 if prompting or self.waiting else batch.budget - len(decoding)
         too_long: list[Sequence] = []
-        while budget and self.waiting and len(self.running) < self._limits.max_running:
-            head = self.waiting[0]
-            if head.num_blocks_needed > self._blocks.num_blocks:
-                too_long.append(self.waiting.pop(0))
-                self._drop_import(head)
-                continue
-            if not self._admit(head):
-                break
-            items.append(_item(head, budget))
-            budget -= len(items[-1].token_ids)
-        if not items:
+        for phase in self._limits.batching.phases(len(decoding)):
+            if phase is Phase.DECODE:
+                for sequence in decoding:
+                    drafts = self._drafts_for(sequence, num_spare)
+                    num_spare -= len(drafts)
+                    batch.add(sequence, drafts)
+            else:
+                for sequence in prompting:
+                    batch.add(sequence)
+                self._admit_into(batch, too_long)
+        if not batch.items:
             return Planned(None, tuple(too_long))
         closed, self._closed = tuple(self._closed), []
-        return Planned(StepPlan(number, tuple(items), closed=closed), tuple(too_long))
+        plan = StepPlan(number, tuple(batch.items), tuple(batch.copies), closed)
+        return Planned(plan, tuple(too_long))
+
+    def _drafts_for(self, sequence: Sequence, num_spare: int) -> tuple[int, ...]:
+        """Guesses that fit into the step, and into blocks that nobody else needs."""
+        if num_spare <= 0 or self._limits.max_draft_tokens == 0:
+            return ()
+        drafts = self.drafts.propose(sequence, num_spare)
+        size, num_tokens = self._blocks.block_size, len(sequence.tokens)
+        while len(sequence.block_table) * size < num_tokens + len(drafts):
+            has_room = self._blocks.num_available > len(self.running)
+            block_ids = self._blocks.allocate(1) if has_room else None
+            if block_ids is None:
+                return drafts[: len(sequence.block_table) * size - num_tokens]
+            sequence.block_table += block_ids
+        return drafts
+
+    def _admit_into(self, batch: Batch, too_long: list[Sequence]) -> None:
+        place = 0
+        while batch.budget and place < len(self.waiting):
+            if len(self.running) >= self._limits.max_running:
+                return
+            sequence = self.waiting[place]
+            sibling = self._sibling(sequence)
+            if sequence.num_blocks_needed > self._blocks.num_blocks:
+                too_long.append(self.waiting.pop(place))
+                self._drop_import(sequence)
+            elif sibling is not None and sibling.num_computed < len(sequence.tokens) - 1:
+                place += 1  # its prompt is being computed
+            elif self._admit(sequence, sibling, batch):
+                batch.add(sequence)
+            else:
+                return
 
     def _grow_all(self) -> None:
         """Blocks for all known tokens of all that run; the last in order pays if it must."""
@@ -134,9 +193,7 @@ class Scheduler:
                     self._preempt(self.running[-1])
 
     def _preempt(self, victim: Sequence) -> None:
-        self.running.remove(victim)
-        victim.is_running = False
-        self._close(victim)
+        self._stop(victim)
         self._blocks.give_back(victim.block_table)
         victim.block_table = []
         victim.num_computed = 0
@@ -144,8 +201,19 @@ class Scheduler:
         self.totals.num_preemptions += 1
         self.add(victim)
 
-    def _admit(self, sequence: Sequence) -> bool:
-        """Move the head of the queue into the batch, if its blocks can be had."""
+    def _sibling(self, sequence: Sequence) -> Sequence | None:
+        """One that runs whose first tokens are all the tokens of this one."""
+        if sequence.num_output_tokens or sequence.wants_prompt_logprobs:
+            return None
+        spec = sequence.spec
+        for other in self._of_request.get(sequence.request_id, ()):
+            same = other.spec.prompt_token_ids == spec.prompt_token_ids
+            if same and other.spec.salt == spec.salt and other.spec.adapter == spec.adapter:
+                return other
+        return None
+
+    def _admit(self, sequence: Sequence, sibling: Sequence | None, batch: Batch) -> bool:
+        """Move a waiting sequence into the batch, if its blocks can be had."""
         table = self._table_for(sequence)
         if table is None and not self.running:
             # Blocks imported for others that wait must not keep the engine idle.
@@ -153,27 +221,42 @@ class Scheduler:
                 table = self._table_for(sequence)
         if table is None:
             return False
-        self.waiting.remove(sequence)
-        insort(self.running, sequence, key=_order)
-        sequence.is_running = True
-        sequence.block_table = table
+        num_cached = sequence.num_computed // self._blocks.block_size
+        num_before_last = len(sequence.tokens) - 1
+        if sibling is not None and num_before_last - sequence.num_computed in range(
+            1, self._blocks.block_size
+        ):
+            batch.copies.append((sibling.block_table[num_cached], table[num_cached]))
+            sequence.num_computed = num_before_last
+        self._run(sequence, table)
         self._drop_import(sequence)
         self.totals.num_queried_tokens += len(sequence.tokens)
         self.totals.num_hit_tokens += sequence.num_computed
         return True
 
     def _table_for(self, sequence: Sequence) -> list[int] | None:
+        """Cached and fresh blocks for all its known tokens; None when it must wait."""
         cached = self._blocks.match(sequence.reusable_hashes())
         self._blocks.take(cached)
         num_new = sequence.num_blocks_needed - len(cached)
-        headroom = len(self.running)
-        fits = self._blocks.num_available >= num_new + headroom
+        fits = self._limits.admission.admits(self._view(sequence, num_new))
         fresh = self._blocks.allocate(num_new) if fits else None
         if fresh is None:
             self._blocks.give_back(cached)
             return None
         sequence.num_computed = len(cached) * self._blocks.block_size
         return cached + fresh
+
+    def _view(self, candidate: Sequence, num_new: int) -> AdmissionView:
+        return AdmissionView(
+            self._blocks.block_size,
+            self._blocks.num_blocks,
+            self._blocks.num_available,
+            num_new,
+            _growing(candidate),
+            [_growing(one) for one in self.running],
+            self._lengths.sorted,
+        )
 
     def _drop_last_import(self, keep: Sequence | None = None) -> bool:
         """Let the last who waits lose the hold on its imported blocks; False when none has one."""
@@ -189,6 +272,12 @@ class Scheduler:
             sequence.import_id = ""
 
     # ------------------------------------------------------------ commit
+
+    def observe(self, plan: StepPlan, elapsed_ns: int) -> None:
+        """How long a step took; those of decodes alone tell what a draft costs."""
+        if all(len(item.token_ids) == 1 + item.num_draft_tokens for item in plan.items):
+            num_tokens = sum(len(item.token_ids) for item in plan.items)
+            self.drafts.cost.observe(num_tokens, elapsed_ns)
 
     def commit(self, sequence: Sequence, num_tokens: int, elapsed_ns: int) -> list[FilledBlock]:
         """`num_tokens` more of its tokens were computed, rejected drafts not counted.
@@ -207,33 +296,6 @@ def _order(sequence: Sequence) -> tuple[int, int]:
     return sequence.order
 
 
-def _decodes_first(sequence: Sequence) -> bool:
-    return sequence.num_uncomputed > 1
-
-
-def _item(sequence: Sequence, budget: int) -> PlanItem:
-    """The next tokens of a sequence that has blocks for them, and what the runner must learn."""
-    tokens, start = sequence.tokens, sequence.num_computed
-    if sequence.wants_prompt_logprobs:
-        budget = min(budget, MAX_LOGIT_TOKENS)
-    end = min(len(tokens), start + budget)
-    num_told, sequence.num_told_blocks = sequence.num_told_blocks, len(sequence.block_table)
-    return PlanItem(
-        sequence.sequence_id,
-        tuple(tokens[start:end]),
-        start,
-        end == len(tokens),
-        () if num_told is None else tuple(sequence.block_table[num_told:]),
-        opening=_opening(sequence) if num_told is None else None,
-    )
-
-
-def _opening(sequence: Sequence) -> Opening:
-    spec = sequence.spec
-    return Opening(
-        spec.prompt_token_ids,
-        sequence.output_token_ids,
-        tuple(sequence.block_table),
-        spec.sampling,
-        spec.adapter,
-    )
+def _growing(sequence: Sequence) -> Growing:
+    num_tokens = len(sequence.tokens)
+    return Growing(num_tokens, sequence.num_output_tokens, sequence.num_max_tokens - num_tokens)

@@ -25,8 +25,8 @@ class Sequence:
     """Mutable; owned by the engine loop. `arrival` numbers submissions and breaks ties.
 
     `ending` is set while the step that computes it is out: how it ends when that is back.
-    `order` says who goes first. `num_told_blocks` is how much of the block table the runner
-    knows; None when it knows nothing of the sequence.
+    `order` says who goes first; it ends at `num_max_tokens` at the latest. `num_told_blocks` is
+    how much of the block table the runner knows; None when it knows nothing of the sequence.
     """
 
     spec: SequenceSpec
@@ -40,7 +40,9 @@ class Sequence:
     num_rejected_pages: int = 0
     tokens: list[int] = field(init=False)
     num_prompt_tokens: int = field(init=False)
+    num_max_tokens: int = field(init=False)
     order: tuple[int, int] = field(init=False)
+    request_id: str = field(init=False)
     deadline_ns: int | None = field(init=False)
     is_running: bool = False
     block_table: list[int] = field(default_factory=list)
@@ -56,7 +58,9 @@ class Sequence:
     def __post_init__(self) -> None:
         self.tokens = [*self.spec.prompt_token_ids, *self.spec.output_token_ids]
         self.num_prompt_tokens = len(self.spec.prompt_token_ids)
-        self.order = (self.spec.priority, self.arrival)
+        self.num_max_tokens = self.num_prompt_tokens + self.spec.sampling.max_tokens
+        self.order = (self.submitted_ns, self.arrival)
+        self.request_id = self.spec.request_id
         remaining_ns = self.spec.remaining_ns
         self.deadline_ns = self.submitted_ns + remaining_ns if remaining_ns else None
         self._prompt_stepped = bytearray(self.num_prompt_tokens)

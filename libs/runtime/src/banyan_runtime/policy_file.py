@@ -21,7 +21,7 @@ from banyan_runtime.settings import SettingsError
 
 P = TypeVar("P")
 
-KINDS = ("routing", "scaling", "slo", "batching", "onboard")
+KINDS = ("routing", "scaling", "slo", "batching", "engine_admission", "onboard")
 
 
 class PolicyFile:

@@ -11,23 +11,28 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
-from banyan_core.policies import ONBOARD, OnboardPolicy
+from banyan_core.policies import BATCHING, ENGINE_ADMISSION, ONBOARD
+from banyan_core.policies.batching import Chunked
+from banyan_core.policies.engine_admission import Watermark
 from banyan_core.policies.onboard import Cheapest
 from banyan_core.scheduler import EngineLimits
 from banyan_core.types import NS_PER_S, Role, WorkerRef
 from banyan_runtime.buses import BusSettings, open_bus
 from banyan_runtime.directories import DirectorySetting
 from banyan_runtime.offload import ThreadOffload
-from banyan_runtime.policy_file import read_policy_file
+from banyan_runtime.policy_file import PolicyFile, read_policy_file
 from banyan_runtime.service_main import Kit, run_main
-from banyan_runtime.settings import Address, Positive, Seconds, SettingsError, shared
+from banyan_runtime.settings import Address, NotNegative, Positive, Seconds, SettingsError, shared
 from banyan_text.adapter_folder import AdapterFolder
 from banyan_worker.adapter_pool import AdapterSource
 from banyan_worker.options import WorkerOptions
 from banyan_worker.runners import Loaded, RunnerKind, load_runner
 from banyan_worker.service import WorkerService
 from banyan_worker.step_loop import ThreadExecutor
+
+P = TypeVar("P")
 
 _ANY_HOST = ("0.0.0.0", "[::]")
 
@@ -42,7 +47,8 @@ class Settings(BusSettings):
     """`advertise` is the address that others call; unset it is `address`, with this machine's
     name where that is every interface. The KV pool is `num_blocks` if set, else what fits into
     `kv_bytes`. `adapters` is a folder of LoRA adapters, of which at most `max_adapters` are in
-    memory. `grace_s` is how long running sequences may go on after SIGTERM.
+    memory. `max_draft_tokens` are guessed at, out of the prompt, where that pays; an echo has no
+    use for it. `grace_s` is how long running sequences may go on after SIGTERM.
     """
 
     metrics_address: Address
@@ -62,6 +68,7 @@ class Settings(BusSettings):
     max_step_tokens: Positive = 512
     max_running: Positive = 64
     max_waiting: Positive = 8
+    max_draft_tokens: NotNegative = 4
     offload: bool = True
     stream_grace_s: Seconds = 5.0
     grace_s: Seconds = 10.0
@@ -81,14 +88,11 @@ def wire(role: Role, settings: Settings) -> Wiring:
     """Raises SettingsError."""
     prefix = _prefix(role)
     _check_together(settings, prefix)
+    file = read_policy_file(settings.policies) if settings.policies else None
     options = WorkerOptions(
         bind_address=settings.address,
-        limits=EngineLimits(
-            max_step_tokens=settings.max_step_tokens,
-            max_running=settings.max_running,
-            max_waiting=settings.max_waiting,
-        ),
-        onboard=_onboard(settings.policies),
+        limits=_limits(settings, file),
+        onboard=_policy(file, "onboard", ONBOARD, Cheapest()),
         grace_ns=round(settings.stream_grace_s * NS_PER_S),
         offload=settings.offload,
     )
@@ -133,12 +137,20 @@ def _check_together(settings: Settings, prefix: str) -> None:
         raise SettingsError(f"{prefix}NUM_THREADS={threads}: {expected}.")
 
 
-def _onboard(path: Path | None) -> OnboardPolicy:
-    """The policy of the file's `[onboard]`; the default when there is no file or section."""
-    if path is None:
-        return Cheapest()
-    file = read_policy_file(path)
-    return file.policy("onboard", ONBOARD) if file.section("onboard") else Cheapest()
+def _limits(settings: Settings, file: PolicyFile | None) -> EngineLimits:
+    return EngineLimits(
+        max_step_tokens=settings.max_step_tokens,
+        max_running=settings.max_running,
+        max_waiting=settings.max_waiting,
+        max_draft_tokens=0 if settings.runner is RunnerKind.ECHO else settings.max_draft_tokens,
+        batching=_policy(file, "batching", BATCHING, Chunked()),
+        admission=_policy(file, "engine_admission", ENGINE_ADMISSION, Watermark()),
+    )
+
+
+def _policy(file: PolicyFile | None, kind: str, table: Mapping[str, type[P]], default: P) -> P:
+    """The policy of the file's section; the default when there is no file or section."""
+    return file.policy(kind, table) if file and file.section(kind) else default
 
 
 def _callable(address: str) -> str:

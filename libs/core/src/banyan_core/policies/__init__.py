@@ -6,6 +6,8 @@ A new policy is a frozen dataclass in a file of its kind, a line here, and a sec
 
 from __future__ import annotations
 
+from banyan_core.policies.batching import BatchingPolicy, Chunked, DecodeFirst, PrefillFirst
+from banyan_core.policies.engine_admission import EngineAdmissionPolicy, PastFuture, Watermark
 from banyan_core.policies.onboard import Always, Cheapest, Never, OnboardPolicy
 from banyan_core.policies.routing import LeastTokens, PrefixCost, Random
 from banyan_core.policies.routing_view import RoutingPolicy
@@ -29,12 +31,27 @@ ONBOARD: dict[str, type[OnboardPolicy]] = {
     "never": Never,
 }
 
+BATCHING: dict[str, type[BatchingPolicy]] = {
+    "chunked": Chunked,
+    "prefill_first": PrefillFirst,
+    "decode_first": DecodeFirst,
+}
+
+ENGINE_ADMISSION: dict[str, type[EngineAdmissionPolicy]] = {
+    "watermark": Watermark,
+    "past_future": PastFuture,
+}
+
 
 __all__ = [
+    "BATCHING",
+    "ENGINE_ADMISSION",
     "ONBOARD",
     "ROUTING",
     "SCALING",
     "BadParameter",
+    "BatchingPolicy",
+    "EngineAdmissionPolicy",
     "OnboardPolicy",
     "PolicyChoice",
     "RoutingPolicy",
