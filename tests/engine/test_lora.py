@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from banyan_core.runner import Opening, PlanItem, StepPlan
+from banyan_core.types import Adapter, SamplingParams
 from banyan_engine.flat_forward import flat_forward
 from banyan_engine.lora import LoraWeights, load_lora
 from banyan_engine.model import Model
@@ -227,3 +229,35 @@ def test_rows_without_an_adapter_have_the_bits_that_they_have_without_company(
         beside = flat_forward(model, pool(folder), mixed, lambda _: None)
     assert torch.equal(without[0], beside[0])
     assert not torch.equal(without[1], beside[1])
+
+
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-3), ("bfloat16", 0.2)])
+def test_a_runner_computes_with_what_it_has_loaded(
+    dtype: str, tolerance: float, model_folder: Any, adapter_folder: Any, random_tokens: Any
+) -> None:
+    """Log probabilities of the next token; what is dropped stays with whoever has it."""
+    folder, token_ids = model_folder(), random_tokens(33, seed=8)
+    path, adapter = adapter_folder("all-linear"), Adapter("a", b"digest")
+    model = load(folder)
+    lora = load_lora(path, model.spec, torch.float32)
+    runner = TorchRunner(folder, num_blocks=40, dtype=dtype, kv_dtype=dtype)
+    sampling = SamplingParams(temperature=0, logprobs=True, num_top_logprobs=5)
+
+    def opened(name: str, its: Adapter | None, first_block: int) -> PlanItem:
+        table = tuple(range(first_block, first_block + 3))
+        opening = Opening(token_ids[:32], (), table, sampling, its)
+        return PlanItem(name, token_ids[:32], 0, sample=True, opening=opening)
+
+    with pytest.raises(ValueError, match="adapter 'a' is not loaded"):
+        runner.run(StepPlan(1, (opened("s", adapter, 0),)), lambda _: None)
+    runner.load_adapter(adapter, str(path))
+    runner.run(StepPlan(2, (opened("s", adapter, 0), opened("b", None, 3))), lambda _: None)
+    runner.drop_adapter(adapter.digest)
+    items = tuple(PlanItem(name, token_ids[32:], 32, sample=True) for name in "sb")
+    result = runner.run(StepPlan(3, items), lambda _: None)
+    for sampled, its in zip(result.sampled, (lora, None), strict=True):
+        wanted = reference_logits(model, token_ids, its)[-1].log_softmax(-1)
+        for token_id, logprob in sampled.tokens[0].top:
+            assert abs(logprob - float(wanted[token_id])) < tolerance
+    with pytest.raises(ValueError, match="adapter 'a' is not loaded"):
+        runner.run(StepPlan(4, (opened("t", adapter, 6),)), lambda _: None)

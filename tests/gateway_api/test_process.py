@@ -48,6 +48,7 @@ def refusal(settings: dict[str, str], capsys: pytest.CaptureFixture[str]) -> str
         ({"BANYAN_GATEWAY_RUNNER": "torch"}, "BANYAN_GATEWAY_MODEL is not set"),
         ({"BANYAN_GATEWAY_RUNNER": "torch", "BANYAN_GATEWAY_MODEL": "/none"}, "does not exist"),
         ({"BANYAN_GATEWAY_KEY_FILE": "/none"}, "key file"),
+        ({"BANYAN_ADAPTERS": "/none"}, "BANYAN_ADAPTERS=/none: expected a folder"),
         ({"BANYAN_GATEWAY_BLOCK_SIZE": "0"}, "BANYAN_GATEWAY_BLOCK_SIZE=0"),
         ({"BANYAN_GATEWAY_NUMERIC": "fast"}, "BANYAN_GATEWAY_NUMERICS"),
         ({"BANYAN_DIRECTORY": "phone book"}, "BANYAN_DIRECTORY"),

@@ -44,6 +44,18 @@ GOOD = {
             "BANYAN_DECODE_MODEL=/nowhere: model folder /nowhere does not exist: check the path.",
         ),
         (
+            {"BANYAN_ADAPTERS": "/nowhere"},
+            "BANYAN_ADAPTERS=/nowhere: expected a folder of LoRA adapters.",
+        ),
+        (
+            {"BANYAN_ADAPTERS": "/"},
+            "BANYAN_ADAPTERS=/: expected nothing, for the echo runner has no adapters.",
+        ),
+        (
+            {"BANYAN_DECODE_MAX_ADAPTERS": "0"},
+            "BANYAN_DECODE_MAX_ADAPTERS=0: expected a whole number from 1.",
+        ),
+        (
             {"BANYAN_DECODE_MAX_RUNNING": "600"},
             "BANYAN_DECODE_MAX_RUNNING=600: expected 1 to 512, which is "
             "BANYAN_DECODE_MAX_STEP_TOKENS.",
