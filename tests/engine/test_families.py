@@ -19,10 +19,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.engine import families
 from torch import Tensor
 
 from banyan_core.model_spec import kv_layout
+from banyan_engine import tiny_families as families
 from banyan_engine.flat_forward import flat_forward
 from banyan_engine.model import Model
 from banyan_engine.paged_kv import PagedKv

@@ -7,7 +7,7 @@ import random
 Config = dict[str, object]
 
 VOCAB_SIZE = 97
-CONTEXT_TOKENS = 128
+CONTEXT_TOKENS = 256
 LLAMA3: Config = {
     "rope_type": "llama3",
     "factor": 8.0,
