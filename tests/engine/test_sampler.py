@@ -293,7 +293,7 @@ def test_a_whole_vocabulary_is_drawn_as_the_judge_draws_it() -> None:
 
 
 def test_bad_words_are_never_completed() -> None:
-    params = replace(GREEDY, bad_words=((1,), (2, 0), (0, 2, 2)))
+    params = replace(GREEDY, bad_words=((), (1,), (2, 0), (0, 2, 2)))
     assert pick(row(3, 9, 2, 1), params) == 0
     assert pick(row(3, 9, 2, 1), params, output=(2,)) == 2
     assert pick(row(0, 9, 2, 1), params, output=(0, 2)) == END

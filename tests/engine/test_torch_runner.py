@@ -312,3 +312,21 @@ def test_prompt_logprobs_are_those_of_the_reference(
         values, token_ids = row.topk(2)
         assert [one for one, _ in token.top] == token_ids.tolist()
         assert [value for _, value in token.top] == pytest.approx(values.tolist(), abs=1e-4)
+
+
+@every_numerics
+def test_a_prompt_whose_logprobs_are_no_numbers_fails_when_its_token_is_due(
+    numerics: str, tmp_path: Path, script: Any
+) -> None:
+    """Found in a chunk that samples nothing, where only later tokens are sound."""
+    folder = write_random_model(tmp_path, TINY_CONFIG, seed=1)
+    tensors = load_file(folder / SINGLE_NAME)
+    tensors["model.embed_tokens.weight"][0] = torch.nan
+    save_file(tensors, folder / SINGLE_NAME)
+    runner = TorchRunner(folder, num_blocks=1, numerics=numerics)
+    params = SamplingParams(temperature=0.0, num_prompt_logprobs=0)
+    sequence = script("s", (4, 0, 5, 6), (0,), params)
+    first, second = sequence.item(0, 2, sample=False), replace(sequence.item(2, 4), opening=None)
+    assert runner.run(StepPlan(1, (first,)), lambda _: None).sampled == ()
+    (failed,) = runner.run(StepPlan(2, (second,)), lambda _: None).sampled
+    assert (failed.tokens, failed.error) == ((), "logits: not finite")

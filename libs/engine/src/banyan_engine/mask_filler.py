@@ -38,7 +38,7 @@ class MaskFiller:
         return self._filling.result() if self._filling else [None] * num_states
 
     def _mask(self, state: SequenceState) -> Mask | None:
-        if state.sampling.grammar is None or state.grammar_error:
+        if state.sampling.grammar is None or state.failure:
             return None
         try:
             if state.masks is None:
@@ -46,7 +46,7 @@ class MaskFiller:
             words = np.zeros(-(-self._vocab_size // 32), dtype=np.uint32)
             state.masks.fill(words.data)
         except Exception as error:  # the guard around foreign code: only its sequence may fail
-            state.grammar_error = f"grammar: {error}"
+            state.failure = f"grammar: {error}"
             return None
         bits = np.unpackbits(words.view(np.uint8), bitorder="little")
         return bits[: self._vocab_size].view(np.bool_)

@@ -131,7 +131,7 @@ def _penalise(scores: Logits, params: SamplingParams, history: History) -> None:
 def _banned(params: SamplingParams, history: History, end_token_ids: Sequence[int]) -> list[int]:
     banned: list[int] = []
     for word in params.bad_words:
-        if history.ends_with(word[:-1]):
+        if word and history.ends_with(word[:-1]):
             banned.append(word[-1])
     if history.num_output < params.min_tokens:
         banned += params.stop_token_ids

@@ -137,7 +137,7 @@ def _banned(
         banned |= {token_id for token_id in range(vocab_size) if not allowed[token_id]}
     if params.allowed_token_ids:
         banned |= set(range(vocab_size)) - set(params.allowed_token_ids)
-    for *head, last in params.bad_words:
+    for *head, last in filter(None, params.bad_words):
         if list(output_token_ids[len(output_token_ids) - len(head) :]) == head:
             banned.add(last)
     if len(output_token_ids) < params.min_tokens:

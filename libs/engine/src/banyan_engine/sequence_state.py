@@ -19,8 +19,9 @@ _ROOM_BLOCKS = 16
 class SequenceState:
     """Made from an `Opening`; grows by what plans tell and by what is sampled.
 
-    `prompt_logprobs` is None unless they are asked for and not out yet. `masks` and
-    `grammar_error` are the mask filler's. Raises ValueError for a block that is not in the pool.
+    `prompt_logprobs` is None unless they are asked for and not out yet. `masks` is the
+    mask filler's. `failure` is why no token can be had, once that is known. Raises ValueError for
+    a block that is not in the pool.
     """
 
     def __init__(
@@ -34,7 +35,7 @@ class SequenceState:
         wanted = self.sampling.num_prompt_logprobs is not None and not self.output_token_ids
         self.prompt_logprobs: list[OutputToken] | None = [] if wanted else None
         self.masks: MaskState | None = None
-        self.grammar_error = ""
+        self.failure = ""
         self._num_pool_blocks = num_blocks
         self._num_blocks = 0
         self._buffer = torch.zeros(len(opening.block_table) + _ROOM_BLOCKS, dtype=torch.int64)

@@ -28,16 +28,17 @@ def sample_item(
 ) -> Sampled | None:
     """What `rows` [num_logit_rows, vocab] bring; None for a chunk in the middle of a prompt."""
     try:
-        if state.prompt_logprobs is not None:
+        if state.prompt_logprobs is not None and not state.failure:
             _add_prompt_logprobs(rows, item, state, state.prompt_logprobs)
         if not item.sample:
             return None
-        if state.grammar_error:
-            raise SamplingError(state.grammar_error)
+        if state.failure:
+            raise SamplingError(state.failure)
         tokens = _sample_drafts(rows, item, state, end_token_ids, allowed)
         finished = _advance_grammar(state, tokens, end_token_ids)
     except SamplingError as error:
-        return Sampled(item.sequence_id, (), str(error)) if item.sample else None
+        state.failure = str(error)  # of a chunk in the middle, too: told when a token is due
+        return Sampled(item.sequence_id, (), state.failure) if item.sample else None
     prompt_logprobs, state.prompt_logprobs = tuple(state.prompt_logprobs or ()), None
     return Sampled(item.sequence_id, tokens, finished=finished, prompt_logprobs=prompt_logprobs)
 
