@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from banyan_engine import tiny_families
 from banyan_engine.checkpoint import INDEX_NAME, SINGLE_NAME
 from banyan_engine.random_model import TINY_CONFIG, write_random_model
 from banyan_engine.spec import ModelError, read_spec
@@ -160,3 +162,30 @@ def test_bfloat16_checkpoints_are_computed_in_float32(tmp_path: Path) -> None:
     save_file({name: value.bfloat16() for name, value in tensors.items()}, folder / SINGLE_NAME)
     rounded = load_weights(folder, read_spec(folder), torch.float32)
     assert torch.equal(rounded.norm, tensors["model.norm.weight"].bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    "name, lost",
+    [
+        ("mixtral-0", "model.layers.1.block_sparse_moe.experts.3.w2.weight"),
+        ("qwen2_moe-0", "model.layers.0.mlp.shared_expert_gate.weight"),
+        ("qwen3-0", "model.layers.1.self_attn.k_norm.weight"),
+        ("qwen2-0", "model.layers.0.self_attn.q_proj.bias"),
+        ("gemma3-0", "model.layers.0.post_feedforward_layernorm.weight"),
+        ("phi3-0", "model.layers.0.mlp.gate_up_proj.weight"),
+    ],
+)
+def test_a_familys_own_tensors_are_missed_and_surplus_in_others(
+    name: str, lost: str, tmp_path: Path
+) -> None:
+    folder = write_random_model(tmp_path, tiny_families.config_of(name), seed=1)
+    tensors = load_file(folder / SINGLE_NAME)
+    taken = tensors.pop(lost)
+    save_file(tensors, folder / SINGLE_NAME)
+    with pytest.raises(ModelError, match=f"weights: missing {re.escape(lost)}$"):
+        load(folder)
+    save_file(
+        tensors | {lost: taken, "model.layers.0.extra.bias": taken.clone()}, folder / SINGLE_NAME
+    )
+    with pytest.raises(ModelError, match=r"weights: surplus model\.layers\.0\.extra\.bias$"):
+        load(folder)
