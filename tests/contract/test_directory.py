@@ -72,6 +72,23 @@ async def test_dns_gives_every_address_of_a_name(monkeypatch: pytest.MonkeyPatch
     assert await directory.addresses("router") == ()
 
 
+async def test_dns_is_not_asked_again_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop = asyncio.get_running_loop()
+    answers = iter(["10.0.0.1", "10.0.0.2"])
+
+    async def getaddrinfo(host: str, port: int, **_: Any) -> list[Any]:
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (next(answers), port))]
+
+    now_s = loop.time()
+    monkeypatch.setattr(loop, "getaddrinfo", getaddrinfo)
+    monkeypatch.setattr(loop, "time", lambda: now_s)
+    directory = parse_directory("dns:router=routers:7001")
+    assert await directory.addresses("router") == ("10.0.0.1:7001",)
+    assert await directory.addresses("router") == ("10.0.0.1:7001",)
+    now_s += 0.6
+    assert await directory.addresses("router") == ("10.0.0.2:7001",)
+
+
 async def test_dns_resolves_a_real_name() -> None:
     directory = parse_directory("dns:router=localhost:7001")
     assert "127.0.0.1:7001" in await directory.addresses("router")

@@ -179,6 +179,19 @@ def test_what_a_store_holds_counts_less_than_what_is_there() -> None:
     assert nothing < stored < cached
 
 
+def test_whoever_computes_skips_the_store_only_when_none_has_more() -> None:
+    def skips(view: RoutingView) -> bool:
+        outcome = PrefixCost().place(view, DRAWS).outcome
+        assert isinstance(outcome, Placement)
+        return outcome.skip_store
+
+    assert skips(routing_view(P0, D0))
+    assert skips(routing_view(P0, D0, p0=8, kvstore_a=8))
+    assert not skips(routing_view(P0, D0, p0=8, kvstore_a=9))
+    unknown = replace(routing_view(P0, D0), holdings=Holdings(known=False))
+    assert not skips(unknown)
+
+
 def test_decode_prefers_fewer_sequences_then_room() -> None:
     assert chosen(routing_view(P0, worker("d0", num_running=4), D1)) == ("p0", "d1")
     assert chosen(routing_view(P0, worker("d0", num_free_blocks=30), D1)) == ("p0", "d1")

@@ -132,3 +132,22 @@ async def test_decode_takes_from_the_store_what_its_dead_source_had_given_it() -
     await pair.gateway.close()
     await mesh.stop()
     await kvstore.stop(0.1)
+
+
+@virtual
+async def test_a_store_is_not_asked_when_the_placement_knows_that_it_has_nothing() -> None:
+    mesh = Mesh(kvstores=(STORE,))
+    kvstore = await store(mesh)
+    await warmed(mesh, ALWAYS)
+    worker = await mesh.worker("d1", options=ALWAYS)
+    gateway = mesh.gateway()
+    gateway.listen(worker)
+    await gateway.decode(worker, spec("a", PROMPT, sampling=GREEDY), skip_store=True)
+    told = await gateway.until("a")
+    assert told.output() == EXPECTED
+    figures = told.figures
+    assert figures is not None
+    assert (figures.num_fetched_blocks, figures.fetch_ns) == (0, 0)
+    await gateway.close()
+    await mesh.stop()
+    await kvstore.stop(0.1)

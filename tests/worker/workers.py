@@ -172,9 +172,16 @@ class Gateway:
         return await self.network.channel(worker.ref.address).unary(wire.PREFILL, request, 1.0)
 
     async def decode(
-        self, worker: WorkerService, spec: SequenceSpec, source: LeasedKv | None = None
+        self,
+        worker: WorkerService,
+        spec: SequenceSpec,
+        source: LeasedKv | None = None,
+        *,
+        skip_store: bool = False,
     ) -> worker_pb2.Admission:
-        request = worker_pb2.DecodeRequest(sequence=codec.sequence_spec_to_pb(spec))
+        request = worker_pb2.DecodeRequest(
+            sequence=codec.sequence_spec_to_pb(spec), skip_store=skip_store
+        )
         if source is not None:
             request.source.CopyFrom(codec.leased_kv_to_pb(source))
         return await self.network.channel(worker.ref.address).unary(wire.DECODE, request, 1.0)

@@ -23,26 +23,28 @@ class Dispatcher:
     def start(self, now: int, choice: Choice, placement: Placement) -> None:
         kept = choice.kept_prefill()
         if kept is not None:
-            self._decode(now, choice, placement.decode, kept)
+            self._decode(now, choice, placement, kept)
         elif self.accepted.sampling.max_tokens - len(choice.tokens) == 1:
-            self._prefill(now, choice, placement.prefill or placement.decode)
+            self._prefill(now, choice, placement.prefill or placement.decode, placement.skip_store)
         elif placement.prefill is None or placement.prefill == placement.decode:
-            self._decode(now, choice, placement.decode, None)
+            self._decode(now, choice, placement, None)
         else:
-            prefill = self._prefill(now, choice, placement.prefill)
-            self._decode(now, choice, placement.decode, prefill)
+            prefill = self._prefill(now, choice, placement.prefill, placement.skip_store)
+            self._decode(now, choice, placement, prefill)
 
-    def _prefill(self, now: int, choice: Choice, worker: WorkerRef) -> Leg:
+    def _prefill(self, now: int, choice: Choice, worker: WorkerRef, skip_store: bool) -> Leg:
         leg = self._new_leg(now, choice, worker, Verb.PREFILL)
         leg.leased = True
-        self.emit(StartPrefill(worker, self._spec(now, choice, leg), self.lease_ns))
+        self.emit(StartPrefill(worker, self._spec(now, choice, leg), self.lease_ns, skip_store))
         return leg
 
-    def _decode(self, now: int, choice: Choice, worker: WorkerRef, prefill: Leg | None) -> None:
+    def _decode(self, now: int, choice: Choice, placement: Placement, prefill: Leg | None) -> None:
+        worker = placement.decode
         leg = self._new_leg(now, choice, worker, Verb.DECODE)
         same = prefill is not None and prefill.worker == worker
         source = None if prefill is None or same else LeasedKv(prefill.worker, prefill.sequence_id)
-        self.emit(StartDecode(worker, self._spec(now, choice, leg), source))
+        skip_store = source is None and placement.skip_store
+        self.emit(StartDecode(worker, self._spec(now, choice, leg), source, skip_store))
 
     def _new_leg(self, now: int, choice: Choice, worker: WorkerRef, verb: Verb) -> Leg:
         sequence_id = f"{self.accepted.request_id}/{choice.index}/{choice.next_attempt()}"

@@ -149,6 +149,7 @@ class StartPrefill:
     worker: WorkerRef
     spec: SequenceSpec
     lease_ns: int
+    skip_store: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,6 +157,7 @@ class StartDecode:
     worker: WorkerRef
     spec: SequenceSpec
     source: LeasedKv | None
+    skip_store: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -308,11 +308,15 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Placement:
-    """Where a sequence runs. No `prefill` means unsplit: decode computes the prompt as well."""
+    """Where a sequence runs. No `prefill` means unsplit: decode computes the prompt as well.
+
+    `skip_store`: no kvstore is known to have more than the worker that computes the prompt.
+    """
 
     decode: WorkerRef
     prefill: WorkerRef | None = None
     num_expected_cached_tokens: int = 0
+    skip_store: bool = False
 
 
 @dataclass(frozen=True, slots=True)

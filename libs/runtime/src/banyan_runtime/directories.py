@@ -17,6 +17,7 @@ from banyan_runtime.directory import Directory
 from banyan_runtime.settings import Parsed
 
 _DNS_TIMEOUT_S = 2.0
+_DNS_FRESH_S = 0.5
 _EXPECTED = "static:SERVICE=HOST:PORT,...;..., dns:SERVICE=NAME:PORT;... or file:/PATH"
 
 
@@ -31,16 +32,28 @@ class StaticDirectory:
 
 
 class DnsDirectory:
-    """All addresses behind one name: compose with `--scale`, Kubernetes headless services."""
+    """All addresses behind one name: compose with `--scale`, Kubernetes headless services.
+
+    What was found is good for `_DNS_FRESH_S`: each placement asks for the routers, each fetch for
+    the stores, and a question to DNS is a thread and a round trip.
+    """
 
     def __init__(self, names: Mapping[str, tuple[str, ...]]) -> None:
         self._names = dict(names)
+        self._found: dict[str, tuple[float, tuple[str, ...]]] = {}
 
     async def addresses(self, service: str) -> tuple[str, ...]:
+        now_s = asyncio.get_running_loop().time()
+        until_s, addresses = self._found.get(service, (0.0, ()))
+        if now_s < until_s:
+            return addresses
         found: set[str] = set()
         for name in self._names.get(service, ()):
             found.update(await _resolve(name))
-        return tuple(sorted(found))
+        addresses = tuple(sorted(found))
+        if addresses:
+            self._found[service] = (now_s + _DNS_FRESH_S, addresses)
+        return addresses
 
 
 async def _resolve(name: str) -> list[str]:

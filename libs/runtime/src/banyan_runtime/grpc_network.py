@@ -31,6 +31,7 @@ from banyan_runtime.rpc import (
     ClientStream,
     Code,
     Handler,
+    Method,
     RefusedError,
     RpcError,
     ServerStream,
@@ -141,6 +142,7 @@ class GrpcChannel:
     def __init__(self, address: str, security: ChannelSecurity) -> None:
         self._address = address
         self._slots = CallSlots()
+        self._stubs: dict[str, Any] = {}
         if security.is_plain:
             self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS)
         else:
@@ -151,18 +153,27 @@ class GrpcChannel:
     def address(self) -> str:
         return self._address
 
+    def _stub(self, make: Callable[..., Any], method: Method) -> Any:
+        """One per method, made at its first call: that takes as long as sending a message."""
+        stub = self._stubs.get(method.path)
+        if stub is None:
+            stub = make(method.path, _encode, method.response.FromString)
+            self._stubs[method.path] = stub
+        return stub
+
     async def unary(self, method: Unary[Req, Res], request: Req, timeout_s: float) -> Res:
-        stub = self._channel.unary_unary(method.path, _encode, method.response.FromString)
+        stub = self._stub(self._channel.unary_unary, method)
         async with self._slots.one():
             try:
-                return await stub(request, timeout=timeout_s, metadata=_trace_metadata())
+                answer: Res = await stub(request, timeout=timeout_s, metadata=_trace_metadata())
             except grpc.aio.AioRpcError as error:
                 raise _from_grpc(error, self._address) from None
+        return answer
 
     async def stream(
         self, method: ServerStream[Req, Res], request: Req, timeout_s: float | None = None
     ) -> AsyncGenerator[Res, None]:
-        stub = self._channel.unary_stream(method.path, _encode, method.response.FromString)
+        stub = self._stub(self._channel.unary_stream, method)
         metadata = _trace_metadata()
         async with (
             self._slots.one(),
@@ -174,14 +185,14 @@ class GrpcChannel:
     async def upload(
         self, method: ClientStream[Req, Res], requests: AsyncIterator[Req], timeout_s: float
     ) -> Res:
-        stub = self._channel.stream_unary(method.path, _encode, method.response.FromString)
+        stub = self._stub(self._channel.stream_unary, method)
         async with self._slots.one(), self._running(stub(timeout=timeout_s), requests) as call:
             return await call  # type: ignore[no-any-return]  # of this method
 
     async def bidi(
         self, method: BidiStream[Req, Res], requests: AsyncIterator[Req]
     ) -> AsyncGenerator[Res, None]:
-        stub = self._channel.stream_stream(method.path, _encode, method.response.FromString)
+        stub = self._stub(self._channel.stream_stream, method)
         async with self._slots.one(), self._running(stub(), requests) as call:
             async for answer in call:
                 yield answer

@@ -52,6 +52,7 @@ def placement_to_pb(placement: Placement) -> router_pb2.Placement:
         prefill=None if prefill is None else worker_ref_to_pb(prefill),
         decode=worker_ref_to_pb(placement.decode),
         num_expected_cached_tokens=placement.num_expected_cached_tokens,
+        skip_store=placement.skip_store,
     )
 
 
@@ -59,7 +60,7 @@ def placement_from_pb(message: router_pb2.Placement) -> Placement:
     require(message, "decode")
     prefill = worker_ref_from_pb(message.prefill) if message.HasField("prefill") else None
     decode = worker_ref_from_pb(message.decode)
-    return Placement(decode, prefill, message.num_expected_cached_tokens)
+    return Placement(decode, prefill, message.num_expected_cached_tokens, message.skip_store)
 
 
 def decision_to_pb(decision: Decision) -> common_pb2.Decision:

@@ -1,8 +1,10 @@
 """The bus on Redis or Valkey Streams: one stream per topic, capped, read by broadcast cursors.
 
 One task sends what was published, in order, in pipelines; a pipeline that failed is sent again
-whole, so a record may come twice (its seq tells). Readers use a connection each, block for less
-than the socket's timeout, and go on after the last id that they yielded.
+whole, so a record may come twice (its seq tells). It waits a moment for more first: nobody waits
+for an event, and a pipeline of many costs both ends hardly more than one of one. Readers use a
+connection each, block for less than the socket's timeout, and go on after the last id that they
+yielded.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from banyan_runtime.redis_client import UNREACHABLE, call, connect
 _SOCKET_TIMEOUT_S = 3.0
 _BLOCK_MS = 1000  # less than the socket's timeout
 _BATCH = 256
+_LINGER_S = 0.005
 _BACKOFF_S = (0.05, 0.1, 0.2, 0.5, 1.0)
 _CLOSE_TIMEOUT_S = 1.0
 _HEADER = "h:"  # how the names of the fields begin that carry headers
@@ -60,6 +63,8 @@ class ValkeyBus:
         """Hand on what is buffered, then end; `publish` starts it again."""
         failures = 0
         while self._buffer:
+            if len(self._buffer) < _BATCH:
+                await asyncio.sleep(_LINGER_S)
             batch = [self._buffer[i] for i in range(min(_BATCH, len(self._buffer)))]
             try:
                 await self._append(batch)

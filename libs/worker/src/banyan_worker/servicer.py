@@ -47,7 +47,7 @@ class WorkerServicer:
     async def prefill(self, request: worker_pb2.PrefillRequest) -> worker_pb2.Admission:
         spec = codec.sequence_spec_from_pb(request.sequence)
         refusal = await self._work.missing(spec)
-        refusal = refusal or self._work.admit_prefill(spec, request.lease_ns)
+        refusal = refusal or self._work.admit_prefill(spec, request.lease_ns, request.skip_store)
         return codec.admission_to_pb(refusal, self._epoch)
 
     async def decode(self, request: worker_pb2.DecodeRequest) -> worker_pb2.Admission:
@@ -58,7 +58,8 @@ class WorkerServicer:
                 source = codec.leased_kv_from_pb(request.source)
             except ValueError as error:
                 raise RpcError(Code.INVALID, f"source.worker: {error}") from None
-        refusal = await self._work.missing(spec) or self._work.admit_decode(spec, source)
+        refusal = await self._work.missing(spec)
+        refusal = refusal or self._work.admit_decode(spec, source, request.skip_store)
         return codec.admission_to_pb(refusal, self._epoch)
 
     def tokens(

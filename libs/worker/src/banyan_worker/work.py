@@ -43,16 +43,7 @@ from banyan_worker.adapter_pool import AdapterError
 from banyan_worker.importer import Onboarded
 from banyan_worker.parts import Parts
 from banyan_worker.sequence_traces import SequenceTraces
-
-
-@dataclass(slots=True)
-class WorkTotals:
-    """Counters since the start."""
-
-    num_steps: int = 0
-    num_prompt_tokens: int = 0
-    num_output_tokens: int = 0
-    num_refused: int = 0
+from banyan_worker.work_totals import WorkTotals
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +64,7 @@ class Work:
         self._tasks = tasks
         self._logger = logger
         self._fetching: dict[str, _Fetching] = {}
+        self._entering: dict[str, int] = {}  # given to the engine in this turn: their tokens
         self.parts: Parts
         self.draining = False
         self.totals = WorkTotals()
@@ -80,19 +72,21 @@ class Work:
     @property
     def idle(self) -> bool:
         """Nothing runs and nobody may still pull."""
-        return self.parts.steps.engine.idle and not self._fetching and not len(self.parts.leases)
+        at_rest = self.parts.steps.engine.idle and not len(self.parts.leases)
+        return at_rest and not self._fetching and not self._entering
 
     @property
     def num_fetching(self) -> int:
         return len(self._fetching)
 
     def load(self) -> WorkerLoad:
-        """The engine's load, and what waits for its KV."""
+        """The engine's load, what waits for its KV, and what the engine has not looked at yet."""
         load = self.parts.steps.engine.load(self._clock.now_ns())
         tokens = sum(entry.num_tokens for entry in self._fetching.values())
+        tokens += sum(self._entering.values())
         return replace(
             load,
-            num_waiting=load.num_waiting + len(self._fetching),
+            num_waiting=load.num_waiting + len(self._fetching) + len(self._entering),
             num_waiting_tokens=load.num_waiting_tokens + tokens,
             draining=self.draining,
         )
@@ -105,7 +99,9 @@ class Work:
         self.totals.num_refused += refusal is not None
         return refusal
 
-    def admit_prefill(self, spec: SequenceSpec, lease_ns: int) -> Refusal | None:
+    def admit_prefill(
+        self, spec: SequenceSpec, lease_ns: int, skip_store: bool = False
+    ) -> Refusal | None:
         """Compute, sample one token, keep the blocks for `lease_ns`. None is a yes."""
         if spec.sequence_id in self.parts.streams.outbox:
             return None  # said twice
@@ -116,17 +112,19 @@ class Work:
             self.parts.leases.ask(spec.sequence_id, lease_ns)
             self.parts.exporter.expect(spec.sequence_id, hashes)
             with in_trace(self._traces.admitted(spec, "prefill")):
-                self._onboard(spec, None, hold=True)
+                self._onboard(spec, None, skip_store, hold=True)
         return refusal
 
-    def admit_decode(self, spec: SequenceSpec, source: LeasedKv | None) -> Refusal | None:
+    def admit_decode(
+        self, spec: SequenceSpec, source: LeasedKv | None, skip_store: bool = False
+    ) -> Refusal | None:
         """Run to the end, with the KV of `source` if it can be had. None is a yes."""
         if spec.sequence_id in self.parts.streams.outbox:
             return None
         refusal = self._admit(spec, prefilled_elsewhere=source is not None)
         if refusal is None:
             with in_trace(self._traces.admitted(spec, "decode")):
-                self._onboard(spec, source, hold=False)
+                self._onboard(spec, source, skip_store, hold=False)
         return refusal
 
     def _admit(self, spec: SequenceSpec, *, prefilled_elsewhere: bool = False) -> Refusal | None:
@@ -145,7 +143,12 @@ class Work:
         parts.board.admitted(spec.sequence_id)
         return None
 
-    def _onboard(self, spec: SequenceSpec, source: LeasedKv | None, hold: bool) -> None:
+    def _onboard(
+        self, spec: SequenceSpec, source: LeasedKv | None, skip_store: bool, hold: bool
+    ) -> None:
+        if source is None and skip_store:
+            self._submit(spec, Onboarded(""), hold)
+            return
         task = self._tasks.spawn_brief("onboard", self._fetch_and_submit(spec, source, hold))
         num_tokens = len(spec.prompt_token_ids) if source is None else 0
         self._fetching[spec.sequence_id] = _Fetching(spec, num_tokens, task)
@@ -197,7 +200,9 @@ class Work:
             num_fetched_blocks=onboarded.num_fetched_blocks,
             num_rejected_pages=onboarded.num_rejected_pages,
         )
+        self._entering[spec.sequence_id] = len(spec.prompt_token_ids)
         self.parts.steps.feed(submit)
+        asyncio.get_running_loop().call_soon(self._entering.pop, spec.sequence_id, None)
 
     # ------------------------------------------------------------ ends
 

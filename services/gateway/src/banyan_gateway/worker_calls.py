@@ -48,12 +48,16 @@ class WorkerCalls:
 
     def start_prefill(self, command: StartPrefill) -> None:
         request = worker_pb2.PrefillRequest(
-            sequence=codec.sequence_spec_to_pb(command.spec), lease_ns=command.lease_ns
+            sequence=codec.sequence_spec_to_pb(command.spec),
+            lease_ns=command.lease_ns,
+            skip_store=command.skip_store,
         )
         self._start(command.worker, command.spec, wire.PREFILL, request)
 
     def start_decode(self, command: StartDecode) -> None:
-        request = worker_pb2.DecodeRequest(sequence=codec.sequence_spec_to_pb(command.spec))
+        request = worker_pb2.DecodeRequest(
+            sequence=codec.sequence_spec_to_pb(command.spec), skip_store=command.skip_store
+        )
         if command.source is not None:
             request.source.CopyFrom(codec.leased_kv_to_pb(command.source))
         self._start(command.worker, command.spec, wire.DECODE, request)

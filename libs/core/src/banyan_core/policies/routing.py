@@ -205,8 +205,11 @@ class _Placing:
 
     def _routed(self, decode: WorkerView, prefill: WorkerRef | None, reason: str) -> Routed:
         computes = decode if prefill is None else self._view.cluster.worker(prefill.worker_id)
-        cached = self._view.num_cached_tokens(computes or decode)
-        return Routed(Placement(decode.ref, prefill, cached), self._decision(reason))
+        computes = computes or decode
+        cached = self._view.num_cached_tokens(computes)
+        skip_store = self._view.holdings.known and not self._view.num_stored_tokens(computes)
+        placement = Placement(decode.ref, prefill, cached, skip_store)
+        return Routed(placement, self._decision(reason))
 
     def _refuse(self) -> Routed:
         for worker in self._view.cluster.workers:

@@ -26,7 +26,7 @@ from banyan.v1 import common_pb2 as banyan_dot_v1_dot_common__pb2
 from banyan.v1 import worker_pb2 as banyan_dot_v1_dot_worker__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61nyan/v1/router.proto\x12\tbanyan.v1\x1a\x16\x62\x61nyan/v1/common.proto\x1a\x16\x62\x61nyan/v1/worker.proto\"\x87\x02\n\x0cPlaceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x13\n\x0b\x63\x61rd_digest\x18\x04 \x01(\x0c\x12\x14\n\x0c\x62lock_hashes\x18\x05 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x06 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x07 \x01(\r\x12\x12\n\nmax_tokens\x18\x08 \x01(\r\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x1b\n\x13\x65xcluded_worker_ids\x18\n \x03(\t\x12\x1e\n\x16kept_prefill_worker_id\x18\x0b \x01(\t\"\x98\x01\n\rPlaceResponse\x12)\n\tplacement\x18\x01 \x01(\x0b\x32\x14.banyan.v1.PlacementH\x00\x12*\n\x07refusal\x18\x02 \x01(\x0b\x32\x17.banyan.v1.PlaceRefusalH\x00\x12%\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x13.banyan.v1.DecisionB\t\n\x07outcome\"|\n\tPlacement\x12%\n\x07prefill\x18\x01 \x01(\x0b\x32\x14.banyan.v1.WorkerRef\x12$\n\x06\x64\x65\x63ode\x18\x02 \x01(\x0b\x32\x14.banyan.v1.WorkerRef\x12\"\n\x1anum_expected_cached_tokens\x18\x03 \x01(\r\"6\n\x0cPlaceRefusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x16\n\x0eretry_after_ns\x18\x02 \x01(\x04\"\r\n\x0bViewRequest\"8\n\x0cViewResponse\x12(\n\x07workers\x18\x01 \x03(\x0b\x32\x17.banyan.v1.ViewedWorker\"\x9b\x01\n\x0cViewedWorker\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.banyan.v1.WorkerRef\x12\x13\n\x0b\x63\x61rd_digest\x18\x02 \x01(\x0c\x12\r\n\x05model\x18\x03 \x01(\t\x12#\n\x04load\x18\x04 \x01(\x0b\x32\x15.banyan.v1.WorkerLoad\x12\x0c\n\x04live\x18\x05 \x01(\x08\x12\x0e\n\x06\x61ge_ns\x18\x06 \x01(\x04\x32}\n\x06Router\x12:\n\x05Place\x12\x17.banyan.v1.PlaceRequest\x1a\x18.banyan.v1.PlaceResponse\x12\x37\n\x04View\x12\x16.banyan.v1.ViewRequest\x1a\x17.banyan.v1.ViewResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61nyan/v1/router.proto\x12\tbanyan.v1\x1a\x16\x62\x61nyan/v1/common.proto\x1a\x16\x62\x61nyan/v1/worker.proto\"\x87\x02\n\x0cPlaceRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\x0e\n\x06\x63hoice\x18\x02 \x01(\r\x12\x0f\n\x07\x61ttempt\x18\x03 \x01(\r\x12\x13\n\x0b\x63\x61rd_digest\x18\x04 \x01(\x0c\x12\x14\n\x0c\x62lock_hashes\x18\x05 \x01(\x0c\x12\x19\n\x11num_prompt_tokens\x18\x06 \x01(\r\x12\x19\n\x11num_output_tokens\x18\x07 \x01(\r\x12\x12\n\nmax_tokens\x18\x08 \x01(\r\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x1b\n\x13\x65xcluded_worker_ids\x18\n \x03(\t\x12\x1e\n\x16kept_prefill_worker_id\x18\x0b \x01(\t\"\x98\x01\n\rPlaceResponse\x12)\n\tplacement\x18\x01 \x01(\x0b\x32\x14.banyan.v1.PlacementH\x00\x12*\n\x07refusal\x18\x02 \x01(\x0b\x32\x17.banyan.v1.PlaceRefusalH\x00\x12%\n\x08\x64\x65\x63ision\x18\x03 \x01(\x0b\x32\x13.banyan.v1.DecisionB\t\n\x07outcome\"\x90\x01\n\tPlacement\x12%\n\x07prefill\x18\x01 \x01(\x0b\x32\x14.banyan.v1.WorkerRef\x12$\n\x06\x64\x65\x63ode\x18\x02 \x01(\x0b\x32\x14.banyan.v1.WorkerRef\x12\"\n\x1anum_expected_cached_tokens\x18\x03 \x01(\r\x12\x12\n\nskip_store\x18\x04 \x01(\x08\"6\n\x0cPlaceRefusal\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x16\n\x0eretry_after_ns\x18\x02 \x01(\x04\"\r\n\x0bViewRequest\"8\n\x0cViewResponse\x12(\n\x07workers\x18\x01 \x03(\x0b\x32\x17.banyan.v1.ViewedWorker\"\x9b\x01\n\x0cViewedWorker\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.banyan.v1.WorkerRef\x12\x13\n\x0b\x63\x61rd_digest\x18\x02 \x01(\x0c\x12\r\n\x05model\x18\x03 \x01(\t\x12#\n\x04load\x18\x04 \x01(\x0b\x32\x15.banyan.v1.WorkerLoad\x12\x0c\n\x04live\x18\x05 \x01(\x08\x12\x0e\n\x06\x61ge_ns\x18\x06 \x01(\x04\x32}\n\x06Router\x12:\n\x05Place\x12\x17.banyan.v1.PlaceRequest\x1a\x18.banyan.v1.PlaceResponse\x12\x37\n\x04View\x12\x16.banyan.v1.ViewRequest\x1a\x17.banyan.v1.ViewResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,16 +37,16 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_PLACEREQUEST']._serialized_end=349
   _globals['_PLACERESPONSE']._serialized_start=352
   _globals['_PLACERESPONSE']._serialized_end=504
-  _globals['_PLACEMENT']._serialized_start=506
-  _globals['_PLACEMENT']._serialized_end=630
-  _globals['_PLACEREFUSAL']._serialized_start=632
-  _globals['_PLACEREFUSAL']._serialized_end=686
-  _globals['_VIEWREQUEST']._serialized_start=688
-  _globals['_VIEWREQUEST']._serialized_end=701
-  _globals['_VIEWRESPONSE']._serialized_start=703
-  _globals['_VIEWRESPONSE']._serialized_end=759
-  _globals['_VIEWEDWORKER']._serialized_start=762
-  _globals['_VIEWEDWORKER']._serialized_end=917
-  _globals['_ROUTER']._serialized_start=919
-  _globals['_ROUTER']._serialized_end=1044
+  _globals['_PLACEMENT']._serialized_start=507
+  _globals['_PLACEMENT']._serialized_end=651
+  _globals['_PLACEREFUSAL']._serialized_start=653
+  _globals['_PLACEREFUSAL']._serialized_end=707
+  _globals['_VIEWREQUEST']._serialized_start=709
+  _globals['_VIEWREQUEST']._serialized_end=722
+  _globals['_VIEWRESPONSE']._serialized_start=724
+  _globals['_VIEWRESPONSE']._serialized_end=780
+  _globals['_VIEWEDWORKER']._serialized_start=783
+  _globals['_VIEWEDWORKER']._serialized_end=938
+  _globals['_ROUTER']._serialized_start=940
+  _globals['_ROUTER']._serialized_end=1065
 # @@protoc_insertion_point(module_scope)

@@ -116,7 +116,10 @@ class Placement(_message.Message):
     PREFILL_FIELD_NUMBER: _builtins.int
     DECODE_FIELD_NUMBER: _builtins.int
     NUM_EXPECTED_CACHED_TOKENS_FIELD_NUMBER: _builtins.int
+    SKIP_STORE_FIELD_NUMBER: _builtins.int
     num_expected_cached_tokens: _builtins.int
+    skip_store: _builtins.bool
+    """no kvstore is known to have more than the worker that computes"""
     @_builtins.property
     def prefill(self) -> _common_pb2.WorkerRef: ...
     @_builtins.property
@@ -127,10 +130,11 @@ class Placement(_message.Message):
         prefill: _common_pb2.WorkerRef | None = ...,
         decode: _common_pb2.WorkerRef | None = ...,
         num_expected_cached_tokens: _builtins.int = ...,
+        skip_store: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "prefill", b"prefill"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "num_expected_cached_tokens", b"num_expected_cached_tokens", "prefill", b"prefill"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["decode", b"decode", "num_expected_cached_tokens", b"num_expected_cached_tokens", "prefill", b"prefill", "skip_store", b"skip_store"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

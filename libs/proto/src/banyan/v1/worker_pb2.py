@@ -26,15 +26,15 @@ from banyan.v1 import common_pb2 as banyan_dot_v1_dot_common__pb2
 from banyan.v1 import kv_pb2 as banyan_dot_v1_dot_kv__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61nyan/v1/worker.proto\x12\tbanyan.v1\x1a\x16\x62\x61nyan/v1/common.proto\x1a\x12\x62\x61nyan/v1/kv.proto\"\x0e\n\x0cWatchRequest\"\x91\x01\n\x0cWorkerReport\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.banyan.v1.WorkerRef\x12\"\n\x04\x63\x61rd\x18\x02 \x01(\x0b\x32\x14.banyan.v1.ModelCard\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\x12#\n\x04load\x18\x04 \x01(\x0b\x32\x15.banyan.v1.WorkerLoad\"\xbd\x01\n\nWorkerLoad\x12\x13\n\x0bnum_waiting\x18\x01 \x01(\r\x12\x13\n\x0bnum_running\x18\x02 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x03 \x01(\r\x12\x1a\n\x12num_waiting_tokens\x18\x04 \x01(\r\x12\x1c\n\x14prefill_tokens_per_s\x18\x05 \x01(\x01\x12\x0e\n\x06step_s\x18\x06 \x01(\x01\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x10\n\x08\x61\x64mitted\x18\x08 \x03(\t\"\x9f\x02\n\x0cSequenceSpec\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x12\n\ngateway_id\x18\x02 \x01(\t\x12\x15\n\rgateway_epoch\x18\x03 \x01(\x04\x12\x13\n\x0b\x63\x61rd_digest\x18\x04 \x01(\x0c\x12\x18\n\x10prompt_token_ids\x18\x05 \x03(\r\x12\x18\n\x10output_token_ids\x18\x06 \x03(\r\x12+\n\x08sampling\x18\x07 \x01(\x0b\x32\x19.banyan.v1.SamplingParams\x12\x0c\n\x04salt\x18\x08 \x01(\x0c\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x14\n\x0cremaining_ns\x18\n \x01(\x04\x12#\n\x07\x61\x64\x61pter\x18\x0b \x01(\x0b\x32\x12.banyan.v1.Adapter\"M\n\x0ePrefillRequest\x12)\n\x08sequence\x18\x01 \x01(\x0b\x32\x17.banyan.v1.SequenceSpec\x12\x10\n\x08lease_ns\x18\x02 \x01(\x04\"_\n\rDecodeRequest\x12)\n\x08sequence\x18\x01 \x01(\x0b\x32\x17.banyan.v1.SequenceSpec\x12#\n\x06source\x18\x02 \x01(\x0b\x32\x13.banyan.v1.LeasedKv\"B\n\x08LeasedKv\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.banyan.v1.WorkerRef\x12\x10\n\x08lease_id\x18\x02 \x01(\t\"T\n\tAdmission\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ns\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\"\x93\x01\n\rTokensRequest\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.banyan.v1.TokensHelloH\x00\x12)\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x17.banyan.v1.TokensCancelH\x00\x12#\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x14.banyan.v1.TokensAckH\x00\x42\t\n\x07message\"a\n\x0bTokensHello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x15\n\rgateway_epoch\x18\x02 \x01(\x04\x12\'\n\x06resume\x18\x03 \x03(\x0b\x32\x17.banyan.v1.TokensResume\"7\n\x0cTokensResume\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x12\n\nnext_index\x18\x02 \x01(\r\"$\n\x0cTokensCancel\x12\x14\n\x0csequence_ids\x18\x01 \x03(\t\"!\n\tTokensAck\x12\x14\n\x0csequence_ids\x18\x01 \x03(\t\"Y\n\x0cTokensReport\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12,\n\tsequences\x18\x03 \x03(\x0b\x32\x19.banyan.v1.SequenceReport\"\xf2\x01\n\x0eSequenceReport\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_index\x18\x02 \x01(\r\x12&\n\x06tokens\x18\x03 \x03(\x0b\x32\x16.banyan.v1.OutputToken\x12!\n\x06\x66inish\x18\x04 \x01(\x0e\x32\x11.banyan.v1.Finish\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12+\n\x07\x66igures\x18\x06 \x01(\x0b\x32\x1a.banyan.v1.SequenceFigures\x12/\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32\x16.banyan.v1.OutputToken\"e\n\x0bOutputToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\"\n\x03top\x18\x03 \x03(\x0b\x32\x15.banyan.v1.TopLogprobB\n\n\x08_logprob\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\"\xd2\x01\n\x0fSequenceFigures\x12\x19\n\x11num_cached_tokens\x18\x01 \x01(\r\x12\x1b\n\x13num_computed_tokens\x18\x02 \x01(\r\x12\x10\n\x08\x66\x65tch_ns\x18\x03 \x01(\x04\x12\x10\n\x08queue_ns\x18\x04 \x01(\x04\x12\x12\n\ncompute_ns\x18\x05 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\x06 \x01(\r\x12\x1a\n\x12num_fetched_blocks\x18\x07 \x01(\r\x12\x1a\n\x12num_rejected_pages\x18\x08 \x01(\r\"5\n\x0bPullRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x02 \x01(\x0c\"#\n\x0eReleaseRequest\x12\x11\n\tlease_ids\x18\x01 \x03(\t\"\'\n\x0fReleaseResponse\x12\x14\n\x0cnum_released\x18\x01 \x01(\r\" \n\x0c\x44rainRequest\x12\x10\n\x08grace_ns\x18\x01 \x01(\x04\"$\n\rDrainResponse\x12\x13\n\x0bnum_running\x18\x01 \x01(\r*\x95\x01\n\x06\x46inish\x12\x16\n\x12\x46INISH_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46INISH_STOP\x10\x01\x12\x11\n\rFINISH_LENGTH\x10\x02\x12\x14\n\x10\x46INISH_CANCELLED\x10\x03\x12\x11\n\rFINISH_FAILED\x10\x04\x12\x12\n\x0e\x46INISH_DRAINED\x10\x05\x12\x12\n\x0e\x46INISH_UNKNOWN\x10\x06\x32\xb0\x03\n\x06Worker\x12;\n\x05Watch\x12\x17.banyan.v1.WatchRequest\x1a\x17.banyan.v1.WorkerReport0\x01\x12:\n\x07Prefill\x12\x19.banyan.v1.PrefillRequest\x1a\x14.banyan.v1.Admission\x12\x38\n\x06\x44\x65\x63ode\x12\x18.banyan.v1.DecodeRequest\x1a\x14.banyan.v1.Admission\x12?\n\x06Tokens\x12\x18.banyan.v1.TokensRequest\x1a\x17.banyan.v1.TokensReport(\x01\x30\x01\x12\x34\n\x04Pull\x12\x16.banyan.v1.PullRequest\x1a\x12.banyan.v1.KvPages0\x01\x12@\n\x07Release\x12\x19.banyan.v1.ReleaseRequest\x1a\x1a.banyan.v1.ReleaseResponse\x12:\n\x05\x44rain\x12\x17.banyan.v1.DrainRequest\x1a\x18.banyan.v1.DrainResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x62\x61nyan/v1/worker.proto\x12\tbanyan.v1\x1a\x16\x62\x61nyan/v1/common.proto\x1a\x12\x62\x61nyan/v1/kv.proto\"\x0e\n\x0cWatchRequest\"\x91\x01\n\x0cWorkerReport\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.banyan.v1.WorkerRef\x12\"\n\x04\x63\x61rd\x18\x02 \x01(\x0b\x32\x14.banyan.v1.ModelCard\x12\x12\n\nnum_blocks\x18\x03 \x01(\r\x12#\n\x04load\x18\x04 \x01(\x0b\x32\x15.banyan.v1.WorkerLoad\"\xbd\x01\n\nWorkerLoad\x12\x13\n\x0bnum_waiting\x18\x01 \x01(\r\x12\x13\n\x0bnum_running\x18\x02 \x01(\r\x12\x17\n\x0fnum_free_blocks\x18\x03 \x01(\r\x12\x1a\n\x12num_waiting_tokens\x18\x04 \x01(\r\x12\x1c\n\x14prefill_tokens_per_s\x18\x05 \x01(\x01\x12\x0e\n\x06step_s\x18\x06 \x01(\x01\x12\x10\n\x08\x64raining\x18\x07 \x01(\x08\x12\x10\n\x08\x61\x64mitted\x18\x08 \x03(\t\"\x9f\x02\n\x0cSequenceSpec\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x12\n\ngateway_id\x18\x02 \x01(\t\x12\x15\n\rgateway_epoch\x18\x03 \x01(\x04\x12\x13\n\x0b\x63\x61rd_digest\x18\x04 \x01(\x0c\x12\x18\n\x10prompt_token_ids\x18\x05 \x03(\r\x12\x18\n\x10output_token_ids\x18\x06 \x03(\r\x12+\n\x08sampling\x18\x07 \x01(\x0b\x32\x19.banyan.v1.SamplingParams\x12\x0c\n\x04salt\x18\x08 \x01(\x0c\x12\x10\n\x08priority\x18\t \x01(\x05\x12\x14\n\x0cremaining_ns\x18\n \x01(\x04\x12#\n\x07\x61\x64\x61pter\x18\x0b \x01(\x0b\x32\x12.banyan.v1.Adapter\"a\n\x0ePrefillRequest\x12)\n\x08sequence\x18\x01 \x01(\x0b\x32\x17.banyan.v1.SequenceSpec\x12\x10\n\x08lease_ns\x18\x02 \x01(\x04\x12\x12\n\nskip_store\x18\x03 \x01(\x08\"s\n\rDecodeRequest\x12)\n\x08sequence\x18\x01 \x01(\x0b\x32\x17.banyan.v1.SequenceSpec\x12#\n\x06source\x18\x02 \x01(\x0b\x32\x13.banyan.v1.LeasedKv\x12\x12\n\nskip_store\x18\x03 \x01(\x08\"B\n\x08LeasedKv\x12$\n\x06worker\x18\x01 \x01(\x0b\x32\x14.banyan.v1.WorkerRef\x12\x10\n\x08lease_id\x18\x02 \x01(\t\"T\n\tAdmission\x12\x10\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x08\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x16\n\x0eretry_after_ns\x18\x03 \x01(\x04\x12\r\n\x05\x65poch\x18\x04 \x01(\x04\"\x93\x01\n\rTokensRequest\x12\'\n\x05hello\x18\x01 \x01(\x0b\x32\x16.banyan.v1.TokensHelloH\x00\x12)\n\x06\x63\x61ncel\x18\x02 \x01(\x0b\x32\x17.banyan.v1.TokensCancelH\x00\x12#\n\x03\x61\x63k\x18\x03 \x01(\x0b\x32\x14.banyan.v1.TokensAckH\x00\x42\t\n\x07message\"a\n\x0bTokensHello\x12\x12\n\ngateway_id\x18\x01 \x01(\t\x12\x15\n\rgateway_epoch\x18\x02 \x01(\x04\x12\'\n\x06resume\x18\x03 \x03(\x0b\x32\x17.banyan.v1.TokensResume\"7\n\x0cTokensResume\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x12\n\nnext_index\x18\x02 \x01(\r\"$\n\x0cTokensCancel\x12\x14\n\x0csequence_ids\x18\x01 \x03(\t\"!\n\tTokensAck\x12\x14\n\x0csequence_ids\x18\x01 \x03(\t\"Y\n\x0cTokensReport\x12\r\n\x05\x65poch\x18\x01 \x01(\x04\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12,\n\tsequences\x18\x03 \x03(\x0b\x32\x19.banyan.v1.SequenceReport\"\xf2\x01\n\x0eSequenceReport\x12\x13\n\x0bsequence_id\x18\x01 \x01(\t\x12\x13\n\x0b\x66irst_index\x18\x02 \x01(\r\x12&\n\x06tokens\x18\x03 \x03(\x0b\x32\x16.banyan.v1.OutputToken\x12!\n\x06\x66inish\x18\x04 \x01(\x0e\x32\x11.banyan.v1.Finish\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12+\n\x07\x66igures\x18\x06 \x01(\x0b\x32\x1a.banyan.v1.SequenceFigures\x12/\n\x0fprompt_logprobs\x18\x07 \x03(\x0b\x32\x16.banyan.v1.OutputToken\"e\n\x0bOutputToken\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x14\n\x07logprob\x18\x02 \x01(\x01H\x00\x88\x01\x01\x12\"\n\x03top\x18\x03 \x03(\x0b\x32\x15.banyan.v1.TopLogprobB\n\n\x08_logprob\"/\n\nTopLogprob\x12\x10\n\x08token_id\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x01\"\xd2\x01\n\x0fSequenceFigures\x12\x19\n\x11num_cached_tokens\x18\x01 \x01(\r\x12\x1b\n\x13num_computed_tokens\x18\x02 \x01(\r\x12\x10\n\x08\x66\x65tch_ns\x18\x03 \x01(\x04\x12\x10\n\x08queue_ns\x18\x04 \x01(\x04\x12\x12\n\ncompute_ns\x18\x05 \x01(\x04\x12\x17\n\x0fnum_preemptions\x18\x06 \x01(\r\x12\x1a\n\x12num_fetched_blocks\x18\x07 \x01(\r\x12\x1a\n\x12num_rejected_pages\x18\x08 \x01(\r\"5\n\x0bPullRequest\x12\x10\n\x08lease_id\x18\x01 \x01(\t\x12\x14\n\x0c\x62lock_hashes\x18\x02 \x01(\x0c\"#\n\x0eReleaseRequest\x12\x11\n\tlease_ids\x18\x01 \x03(\t\"\'\n\x0fReleaseResponse\x12\x14\n\x0cnum_released\x18\x01 \x01(\r\" \n\x0c\x44rainRequest\x12\x10\n\x08grace_ns\x18\x01 \x01(\x04\"$\n\rDrainResponse\x12\x13\n\x0bnum_running\x18\x01 \x01(\r*\x95\x01\n\x06\x46inish\x12\x16\n\x12\x46INISH_UNSPECIFIED\x10\x00\x12\x0f\n\x0b\x46INISH_STOP\x10\x01\x12\x11\n\rFINISH_LENGTH\x10\x02\x12\x14\n\x10\x46INISH_CANCELLED\x10\x03\x12\x11\n\rFINISH_FAILED\x10\x04\x12\x12\n\x0e\x46INISH_DRAINED\x10\x05\x12\x12\n\x0e\x46INISH_UNKNOWN\x10\x06\x32\xb0\x03\n\x06Worker\x12;\n\x05Watch\x12\x17.banyan.v1.WatchRequest\x1a\x17.banyan.v1.WorkerReport0\x01\x12:\n\x07Prefill\x12\x19.banyan.v1.PrefillRequest\x1a\x14.banyan.v1.Admission\x12\x38\n\x06\x44\x65\x63ode\x12\x18.banyan.v1.DecodeRequest\x1a\x14.banyan.v1.Admission\x12?\n\x06Tokens\x12\x18.banyan.v1.TokensRequest\x1a\x17.banyan.v1.TokensReport(\x01\x30\x01\x12\x34\n\x04Pull\x12\x16.banyan.v1.PullRequest\x1a\x12.banyan.v1.KvPages0\x01\x12@\n\x07Release\x12\x19.banyan.v1.ReleaseRequest\x1a\x1a.banyan.v1.ReleaseResponse\x12:\n\x05\x44rain\x12\x17.banyan.v1.DrainRequest\x1a\x18.banyan.v1.DrainResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'banyan.v1.worker_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_FINISH']._serialized_start=2343
-  _globals['_FINISH']._serialized_end=2492
+  _globals['_FINISH']._serialized_start=2383
+  _globals['_FINISH']._serialized_end=2532
   _globals['_WATCHREQUEST']._serialized_start=81
   _globals['_WATCHREQUEST']._serialized_end=95
   _globals['_WORKERREPORT']._serialized_start=98
@@ -44,43 +44,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SEQUENCESPEC']._serialized_start=438
   _globals['_SEQUENCESPEC']._serialized_end=725
   _globals['_PREFILLREQUEST']._serialized_start=727
-  _globals['_PREFILLREQUEST']._serialized_end=804
-  _globals['_DECODEREQUEST']._serialized_start=806
-  _globals['_DECODEREQUEST']._serialized_end=901
-  _globals['_LEASEDKV']._serialized_start=903
-  _globals['_LEASEDKV']._serialized_end=969
-  _globals['_ADMISSION']._serialized_start=971
-  _globals['_ADMISSION']._serialized_end=1055
-  _globals['_TOKENSREQUEST']._serialized_start=1058
-  _globals['_TOKENSREQUEST']._serialized_end=1205
-  _globals['_TOKENSHELLO']._serialized_start=1207
-  _globals['_TOKENSHELLO']._serialized_end=1304
-  _globals['_TOKENSRESUME']._serialized_start=1306
-  _globals['_TOKENSRESUME']._serialized_end=1361
-  _globals['_TOKENSCANCEL']._serialized_start=1363
-  _globals['_TOKENSCANCEL']._serialized_end=1399
-  _globals['_TOKENSACK']._serialized_start=1401
-  _globals['_TOKENSACK']._serialized_end=1434
-  _globals['_TOKENSREPORT']._serialized_start=1436
-  _globals['_TOKENSREPORT']._serialized_end=1525
-  _globals['_SEQUENCEREPORT']._serialized_start=1528
-  _globals['_SEQUENCEREPORT']._serialized_end=1770
-  _globals['_OUTPUTTOKEN']._serialized_start=1772
-  _globals['_OUTPUTTOKEN']._serialized_end=1873
-  _globals['_TOPLOGPROB']._serialized_start=1875
-  _globals['_TOPLOGPROB']._serialized_end=1922
-  _globals['_SEQUENCEFIGURES']._serialized_start=1925
-  _globals['_SEQUENCEFIGURES']._serialized_end=2135
-  _globals['_PULLREQUEST']._serialized_start=2137
-  _globals['_PULLREQUEST']._serialized_end=2190
-  _globals['_RELEASEREQUEST']._serialized_start=2192
-  _globals['_RELEASEREQUEST']._serialized_end=2227
-  _globals['_RELEASERESPONSE']._serialized_start=2229
-  _globals['_RELEASERESPONSE']._serialized_end=2268
-  _globals['_DRAINREQUEST']._serialized_start=2270
-  _globals['_DRAINREQUEST']._serialized_end=2302
-  _globals['_DRAINRESPONSE']._serialized_start=2304
-  _globals['_DRAINRESPONSE']._serialized_end=2340
-  _globals['_WORKER']._serialized_start=2495
-  _globals['_WORKER']._serialized_end=2927
+  _globals['_PREFILLREQUEST']._serialized_end=824
+  _globals['_DECODEREQUEST']._serialized_start=826
+  _globals['_DECODEREQUEST']._serialized_end=941
+  _globals['_LEASEDKV']._serialized_start=943
+  _globals['_LEASEDKV']._serialized_end=1009
+  _globals['_ADMISSION']._serialized_start=1011
+  _globals['_ADMISSION']._serialized_end=1095
+  _globals['_TOKENSREQUEST']._serialized_start=1098
+  _globals['_TOKENSREQUEST']._serialized_end=1245
+  _globals['_TOKENSHELLO']._serialized_start=1247
+  _globals['_TOKENSHELLO']._serialized_end=1344
+  _globals['_TOKENSRESUME']._serialized_start=1346
+  _globals['_TOKENSRESUME']._serialized_end=1401
+  _globals['_TOKENSCANCEL']._serialized_start=1403
+  _globals['_TOKENSCANCEL']._serialized_end=1439
+  _globals['_TOKENSACK']._serialized_start=1441
+  _globals['_TOKENSACK']._serialized_end=1474
+  _globals['_TOKENSREPORT']._serialized_start=1476
+  _globals['_TOKENSREPORT']._serialized_end=1565
+  _globals['_SEQUENCEREPORT']._serialized_start=1568
+  _globals['_SEQUENCEREPORT']._serialized_end=1810
+  _globals['_OUTPUTTOKEN']._serialized_start=1812
+  _globals['_OUTPUTTOKEN']._serialized_end=1913
+  _globals['_TOPLOGPROB']._serialized_start=1915
+  _globals['_TOPLOGPROB']._serialized_end=1962
+  _globals['_SEQUENCEFIGURES']._serialized_start=1965
+  _globals['_SEQUENCEFIGURES']._serialized_end=2175
+  _globals['_PULLREQUEST']._serialized_start=2177
+  _globals['_PULLREQUEST']._serialized_end=2230
+  _globals['_RELEASEREQUEST']._serialized_start=2232
+  _globals['_RELEASEREQUEST']._serialized_end=2267
+  _globals['_RELEASERESPONSE']._serialized_start=2269
+  _globals['_RELEASERESPONSE']._serialized_end=2308
+  _globals['_DRAINREQUEST']._serialized_start=2310
+  _globals['_DRAINREQUEST']._serialized_end=2342
+  _globals['_DRAINRESPONSE']._serialized_start=2344
+  _globals['_DRAINRESPONSE']._serialized_end=2380
+  _globals['_WORKER']._serialized_start=2535
+  _globals['_WORKER']._serialized_end=2967
 # @@protoc_insertion_point(module_scope)

@@ -218,7 +218,10 @@ class PrefillRequest(_message.Message):
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
     LEASE_NS_FIELD_NUMBER: _builtins.int
+    SKIP_STORE_FIELD_NUMBER: _builtins.int
     lease_ns: _builtins.int
+    skip_store: _builtins.bool
+    """a kvstore need not be asked: none is known to have anything"""
     @_builtins.property
     def sequence(self) -> Global___SequenceSpec: ...
     def __init__(
@@ -226,10 +229,11 @@ class PrefillRequest(_message.Message):
         *,
         sequence: Global___SequenceSpec | None = ...,
         lease_ns: _builtins.int = ...,
+        skip_store: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ns", b"lease_ns", "sequence", b"sequence"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lease_ns", b"lease_ns", "sequence", b"sequence", "skip_store", b"skip_store"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -241,6 +245,9 @@ class DecodeRequest(_message.Message):
 
     SEQUENCE_FIELD_NUMBER: _builtins.int
     SOURCE_FIELD_NUMBER: _builtins.int
+    SKIP_STORE_FIELD_NUMBER: _builtins.int
+    skip_store: _builtins.bool
+    """as in PrefillRequest; only without a source"""
     @_builtins.property
     def sequence(self) -> Global___SequenceSpec: ...
     @_builtins.property
@@ -252,10 +259,11 @@ class DecodeRequest(_message.Message):
         *,
         sequence: Global___SequenceSpec | None = ...,
         source: Global___LeasedKv | None = ...,
+        skip_store: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence", "source", b"source"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence", "source", b"source"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["sequence", b"sequence", "skip_store", b"skip_store", "source", b"source"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
