@@ -6,7 +6,8 @@ the tokens of the steady streams, against those of a calm time.
 
     python load-tests/abuse.py [--only queued] [--out load-tests/results/NAME.json]
 
-The abuser runs at nice 10: with as few cores as a laptop has, it would else measure itself.
+Each kind ends within `HARM_TIMEOUT_S`; what is still under way then is cut off and counted so. The
+abuser runs at nice 10: with as few cores as a laptop has, it would else measure itself.
 """
 
 from __future__ import annotations
@@ -21,183 +22,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from harms import HARMS, MEGABYTE, WATCH_S, Target
+
 BANYAN = str(Path(sys.executable).parent / "banyan")
 NUM_STREAMS = 4
-WATCH_S = 12.0
-STATUS_TIMEOUT_S = 90.0
-MEGABYTE = 1024 * 1024
-STATUS_OF_NONE = "cut off"
-
-
-@dataclass
-class Target:
-    """A running mesh: where its gateway listens, and its process."""
-
-    host: str
-    port: int
-    pid: int
-    statuses: Counter[str] = field(default_factory=Counter)
-
-    def head(self, path: str, *headers: str) -> bytes:
-        lines = [f"POST {path} HTTP/1.1", "host: x", "content-type: application/json", *headers]
-        return ("\r\n".join(lines) + "\r\n\r\n").encode()
-
-    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        return await asyncio.open_connection(self.host, self.port)
-
-    async def send(self, *pieces: bytes, read_rest: bool = True) -> None:
-        """One request on a connection of its own; its status is counted."""
-        status = STATUS_OF_NONE
-        with suppress(OSError, asyncio.IncompleteReadError, TimeoutError, IndexError):
-            async with asyncio.timeout(STATUS_TIMEOUT_S):
-                reader, writer = await self.connect()
-                try:
-                    for piece in pieces:
-                        writer.write(piece)
-                        await writer.drain()
-                    status = (await reader.readline()).split()[1].decode()
-                    while read_rest and await reader.read(65536):
-                        pass
-                finally:
-                    writer.close()
-        self.statuses[status] += 1
-
-    async def ask(self, body: dict[str, Any]) -> None:
-        data = json.dumps({"model": "echo"} | body).encode()
-        head = self.head("/v1/completions", f"content-length: {len(data)}", "connection: close")
-        await self.send(head + data)
-
-
-# ---------------------------------------------------------------- kinds of harm
-
-
-async def calm(target: Target) -> None:
-    await asyncio.sleep(WATCH_S)
-
-
-async def connections(target: Target) -> None:
-    """500 at once, each with a request."""
-    await asyncio.gather(
-        *(target.ask({"prompt": f"hello {n}", "max_tokens": 8}) for n in range(500))
-    )
-
-
-async def large_bodies(target: Target) -> None:
-    """40 bodies of 50 MB at once, half of them without saying so before."""
-    size = 50 * MEGABYTE
-    piece = b" " * MEGABYTE
-    chunk = b"%x\r\n%b\r\n" % (MEGABYTE, piece)
-    announced = target.head("/v1/completions", f"content-length: {size}", "connection: close")
-    chunked = target.head("/v1/completions", "transfer-encoding: chunked", "connection: close")
-    both = [
-        target.send(announced, *[piece] * 50, read_rest=False),
-        target.send(chunked, *[chunk] * 50, b"0\r\n\r\n", read_rest=False),
-    ]
-    both += [target.send(announced, *[piece] * 50, read_rest=False) for _ in range(19)]
-    both += [target.send(chunked, *[chunk] * 50, read_rest=False) for _ in range(19)]
-    await asyncio.gather(*both)
-
-
-async def allowed_bodies(target: Target) -> None:
-    """40 bodies of 7 MB at once: allowed each, not all together."""
-    data = json.dumps({"model": "echo", "prompt": "x" * (7 * MEGABYTE)}).encode()
-    head = target.head("/v1/completions", f"content-length: {len(data)}", "connection: close")
-    await asyncio.gather(*(target.send(head, data) for _ in range(40)))
-
-
-async def broken_bodies(target: Target) -> None:
-    """Not UTF-8, not JSON, nested, huge, twice the same name; all small."""
-    bodies = [
-        b'{"model": "\xff"}',
-        b'{"model": "\\ud800"}',
-        b"[" * 100_000,
-        b'{"model": "echo", "n": NaN}',
-        b'{"model": "echo", "seed": 1' + b"0" * 4000 + b"}",
-        b'{"model": "echo", "prompt": "a", "n": 1, "n": 99}',
-    ]
-    heads = [
-        target.head("/v1/completions", f"content-length: {len(data)}", "connection: close")
-        for data in bodies
-    ]
-    await asyncio.gather(
-        *(target.send(*pair) for _ in range(50) for pair in zip(heads, bodies, strict=True))
-    )
-
-
-async def slow_heads(target: Target) -> None:
-    """200 clients that send a byte of their request's head now and then."""
-
-    async def drip() -> None:
-        status = STATUS_OF_NONE
-        with suppress(OSError, IndexError):
-            reader, writer = await target.connect()
-            reading = asyncio.create_task(reader.readline())
-            while not reading.done():
-                writer.write(b"G")
-                await asyncio.sleep(0.5)
-            writer.close()
-            status = (await reading).split()[1].decode()
-        target.statuses[status] += 1
-
-    await asyncio.gather(*(drip() for _ in range(200)))
-
-
-async def slow_readers(target: Target) -> None:
-    """50 clients that ask for long answers and read a byte a second."""
-    body = {"model": "echo", "prompt": "x" * 500, "max_tokens": 20_000, "logprobs": 5}
-    data = json.dumps(body | {"stream": True}).encode()
-
-    async def read_slowly() -> None:
-        reader, writer = await asyncio.open_connection(target.host, target.port, limit=64)
-        head = target.head("/v1/completions", f"content-length: {len(data)}")
-        writer.write(head + data)
-        status = (await reader.readline()).split()[1].decode()
-        with suppress(OSError, asyncio.IncompleteReadError):
-            for _ in range(round(WATCH_S)):
-                await reader.readexactly(1)
-                await asyncio.sleep(1)
-        writer.transport.abort()
-        target.statuses[status] += 1
-
-    await asyncio.gather(*(read_slowly() for _ in range(50)))
-
-
-async def long_prompts(target: Target) -> None:
-    """24 prompts of 100,000 tokens each, 4 at a time, no two alike."""
-    gate = asyncio.Semaphore(4)
-
-    async def one(number: int) -> None:
-        async with gate:
-            await target.ask({"prompt": f"{number:04d}" + "lorem ipsum " * 8333, "max_tokens": 4})
-
-    await asyncio.gather(*(one(number) for number in range(24)))
-
-
-async def queued(target: Target) -> None:
-    """10,000 requests at once, each with a prompt of 100 tokens."""
-    body = {"prompt": "x" * 100, "max_tokens": 16}
-    await asyncio.gather(*(target.ask(body) for _ in range(10_000)))
-
-
-HARMS: tuple[Callable[[Target], Awaitable[None]], ...] = (
-    calm,
-    connections,
-    large_bodies,
-    allowed_bodies,
-    broken_bodies,
-    slow_heads,
-    slow_readers,
-    long_prompts,
-    queued,
-)
+HARM_TIMEOUT_S = 50.0
+POOL_BLOCKS = 16_384
+"""Of each worker, so that prompts of 100,000 tokens fit at all: who fits nowhere only waits."""
+STORE_BYTES = 16 * MEGABYTE
+"""Of its disk: an echo's blocks are small, and removing a million files takes minutes."""
 
 
 # ---------------------------------------------------------------- watching
@@ -263,7 +102,10 @@ async def measure(harm: Callable[[Target], Awaitable[None]], target: Target) -> 
     while not doing.done():
         peak_mb = max(peak_mb, memory_mb(target.pid))
         await asyncio.wait([doing], timeout=0.05)
-    doing.result()
+        if time.perf_counter() - started > HARM_TIMEOUT_S:
+            doing.cancel()
+    with suppress(asyncio.CancelledError):
+        doing.result()
     wall_s = time.perf_counter() - started
     output, _ = await watching.communicate()
     watched: dict[str, Any] = json.loads(output)
@@ -271,6 +113,7 @@ async def measure(harm: Callable[[Target], Awaitable[None]], target: Target) -> 
         "what": (harm.__doc__ or "nothing").strip(),
         "statuses": dict(sorted(target.statuses.items())),
         "wall_s": round(wall_s, 1),
+        "cut_short": doing.cancelled(),
         "gateway_rss_mb": {"before": round(before_mb), "peak": round(peak_mb)},
         **watched,
     }
@@ -281,7 +124,10 @@ def running() -> Iterator[Target]:
     with tempfile.TemporaryDirectory() as folder:
         place = ["--state-dir", folder]
         options = ["--runner", "echo", "--prefill", "1", "--decode", "2", "--port", "0"]
-        subprocess.run([BANYAN, "up", "--detach", *place, *options], check=True)
+        pools = {f"BANYAN_{role}_NUM_BLOCKS": str(POOL_BLOCKS) for role in ("PREFILL", "DECODE")}
+        pools["BANYAN_KVSTORE_DISK_BYTES"] = str(STORE_BYTES)
+        command = [BANYAN, "up", "--detach", *place, *options]
+        subprocess.run(command, check=True, env={**os.environ, **pools})
         try:
             state = json.loads((Path(folder) / "state.json").read_text())
             host, _, port = state["gateway_url"].removeprefix("http://").rpartition(":")
@@ -305,17 +151,18 @@ def main() -> None:
     harms = [harm for harm in HARMS if not options.only or harm.__name__ in options.only]
     with running() as target:
         os.nice(10)
-        found = {harm.__name__: asyncio.run(measure(harm, target)) for harm in harms}
+        found = {}
+        for harm in harms:
+            found[harm.__name__] = asyncio.run(measure(harm, target))
+            print(harm.__name__, json.dumps(found[harm.__name__]), flush=True)
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "load-tests/abuse.py", *sys.argv[1:]]),
         "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
         "harms": found,
     }
-    text = json.dumps(result, indent=1)
-    print(text)
     if options.out is not None:
-        options.out.write_text(text + "\n")
+        options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

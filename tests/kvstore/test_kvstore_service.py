@@ -228,6 +228,7 @@ def test_what_copies_push_off_the_disk_leaves_the_index(tmp_path: Path) -> None:
     async def test(stored: Stored) -> None:
         first = await stored.store(folder=tmp_path)
         await first.put(block(H[0]), block(H[1]))
+        await asyncio.sleep(0.1)  # the index's writer waits for more before it writes
         await first.stop()
         stored.mesh.crash("kvstore-0")
         two_files = first.figure("used_bytes", tier="disk")

@@ -7,6 +7,7 @@ setting, a taken port), with one sentence on standard error.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -144,6 +145,10 @@ async def _live(
         await asyncio.gather(starting, return_exceptions=True)
         return process.code
     service = starting.result()
+    # What lives as long as the process is not walked through at each full collection: tens of
+    # thousands of objects, a pause for every stream.
+    gc.collect()
+    gc.freeze()
     await stopping
     logger.info("stopping", extra={"grace_s": grace_s})
     try:

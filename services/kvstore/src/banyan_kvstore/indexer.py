@@ -23,6 +23,7 @@ from banyan_core.index_facts import (
 )
 from banyan_core.index_fold import IndexFold
 from banyan_core.types import NS_PER_S
+from banyan_kvstore.index_writes import take_run
 from banyan_kvstore.metrics import KvStoreMetrics
 from banyan_runtime.bus import KV_EVENTS, WORKER_EVENTS, Bus, Since
 from banyan_runtime.clock import Clock
@@ -30,6 +31,9 @@ from banyan_runtime.kv_facts import fact_of, parse
 from banyan_runtime.kv_index import Fenced, IndexUnavailable, KvIndex
 from banyan_runtime.lifespan import Tasks
 from banyan_runtime.pump import Pump, Recorder
+
+_LINGER_S = 0.01
+"""Waited for more before what is new is written: a write of many costs hardly more than of one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +159,7 @@ class Indexer:
                 self._whole_fold_due = False
                 self._waiting.extend(self._fold.everything())
             if self._waiting:
-                await self._write_one(fence, self._waiting.popleft())
+                await self._write_one(fence, take_run(self._waiting))
                 continue
             self._changed.clear()
             try:
@@ -163,6 +167,7 @@ class Indexer:
                     await self._changed.wait()
             except TimeoutError:
                 return
+            await asyncio.sleep(_LINGER_S)
 
     async def _write_one(self, fence: int, command: IndexCommand) -> None:
         ttl_s = self._options.entry_ttl_s
