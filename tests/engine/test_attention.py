@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 
 import pytest
@@ -88,7 +89,7 @@ def test_paged_attention_agrees_with_the_reference(
         kv.write(0, kv.slots(0, end, spans[number].block_table), k, v)
         queries.append(rows(end - start, num_heads, 100 + number))
         wanted.append(attend_dense(queries[-1], k, v, SCALE, window, soft_cap))
-    attention = PagedAttention(kv, spans, SCALE, soft_cap, torch.float32)
+    attention = PagedAttention(kv, spans, SCALE, soft_cap, torch.float32, None)
     assert torch.allclose(attention.attend(0, torch.cat(queries)), torch.cat(wanted), atol=2e-6)
 
 
@@ -100,9 +101,33 @@ def test_a_neighbours_nan_stays_with_the_neighbour() -> None:
     k, v = rows(5, NUM_KV_HEADS, 1), rows(5, NUM_KV_HEADS, 2)
     kv.write(0, kv.slots(0, 5, spans[0].block_table), k, v)
     q = rows(2, 4, 3)
-    attended = PagedAttention(kv, spans, SCALE, None, torch.float32).attend(0, q)
+    attended = PagedAttention(kv, spans, SCALE, None, torch.float32, None).attend(0, q)
     assert torch.allclose(attended[:1], attend_dense(q[:1], k, v, SCALE), atol=1e-6)
     assert attended[1].isnan().all()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize("window, soft_cap", [(None, None), (7, 1.5)])
+def test_a_mixed_batch_is_the_same_with_the_helper(
+    helper: ctypes.CDLL, dtype: str, window: int | None, soft_cap: float | None
+) -> None:
+    """Chunks and single tokens; both ways read the same stored numbers."""
+    bounds = [(0, 33), (62, 63), (0, 1), (89, 96), (90, 91)]
+    kv = PagedKv(
+        KvLayout((KvLayer(NUM_KV_HEADS, 32, 32, window),), dtype), BLOCKS_EACH * 5, BLOCK_SIZE
+    )
+    spans = [span(number, start, end) for number, (start, end) in enumerate(bounds)]
+    for each in spans:
+        k, v = (torch.randn(each.end, NUM_KV_HEADS, 32) for _ in ("keys", "values"))
+        kv.write(0, kv.slots(0, each.end, each.block_table), k, v)
+    q = torch.randn(sum(each.num_tokens for each in spans), 4, 32)
+    found, wanted = (
+        PagedAttention(kv, spans, SCALE, soft_cap, torch.float32, each).attend(0, q)
+        for each in (helper, None)
+    )
+    assert torch.allclose(found, wanted, atol=1e-5)
+    decodes = PagedAttention(kv, spans[1:3], SCALE, soft_cap, torch.float32, helper)
+    assert torch.allclose(decodes.attend(0, q[33:35]), wanted[33:35], atol=1e-5)
 
 
 @pytest.mark.parametrize("num_heads", [2, 4])

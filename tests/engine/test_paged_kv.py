@@ -43,6 +43,29 @@ def test_slots_past_the_last_written_hold_zeros_whoever_was_there_before() -> No
     assert not values[5:].any()
 
 
+def test_int8_rows_keep_their_scale_wherever_they_go() -> None:
+    source, target = pool("int8"), pool("int8")
+    keys, values = rows(4, 1) * torch.tensor([1e-3, 1.0, 1e3, 0.0]).view(4, 1, 1), rows(4, 2)
+    source.write(1, source.slots(0, 4, torch.tensor((3,))), keys, values)
+    page = source.export_page(3, 1)
+    assert len(page) == source.layout.page_bytes(1, 4) == 2 * 4 * 2 * (8 + 4)
+    target.import_page(0, 1, page)
+    found = target.gather(1, torch.tensor((0,)))
+    for given, read in zip((keys, values), found, strict=True):
+        step = given.abs().amax(-1, keepdim=True) / 127
+        assert ((read - given).abs() <= step * 0.501 + 1e-30).all()
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_an_int8_row_that_is_not_finite_reads_as_nan_and_no_other_does(bad: float) -> None:
+    kv, keys = pool("int8"), rows(4, 1)
+    keys[2, 1, 3] = bad
+    kv.write(0, kv.slots(0, 4, torch.tensor((3,))), keys, rows(4, 2))
+    found, _ = kv.gather(0, torch.tensor((3,)))
+    assert found[2, 1].isnan().all()
+    assert int(found.isnan().sum()) == found.shape[-1]
+
+
 @pytest.mark.parametrize("dtype, width", [("float32", 4), ("bfloat16", 2), ("float16", 2)])
 def test_pages_travel_as_k_then_v(dtype: str, width: int) -> None:
     source, target = pool(dtype), pool(dtype)

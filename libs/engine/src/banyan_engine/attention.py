@@ -2,13 +2,15 @@
 
 `attend_dense` is the definition, plain and slow; it stays and judges. `PagedAttention` computes
 the same for a whole step's batch over blocks. It treats two shapes apart, because their costs
-differ: single tokens (decode) of many sequences go together, padded to the longest of their
-group; chunks go one by one. The query heads that share a KV head are handled as rows of one
-product in decode, so that K and V are read once and never repeated.
+differ: chunks go one by one; single tokens (decode) of many sequences go together. The compiled
+helper reads their blocks in place. Without it they are gathered, padded to the longest of their
+group, and the query heads that share a KV head are handled as rows of one product, so that K and
+V are read once and never repeated.
 """
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -16,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from banyan_engine.kernels import native
 from banyan_engine.paged_kv import PagedKv
 from banyan_engine.spans import Span
 
@@ -71,8 +74,19 @@ class _View(NamedTuple):
     groups: list[_DecodeGroup]
 
 
+class _Helped(NamedTuple):
+    """Single tokens that the compiled helper attends for, and which rows of the batch they are."""
+
+    helper: ctypes.CDLL
+    places: Tensor
+    rows: native.Rows
+
+
 class PagedAttention:
-    """Attention for one step's batch: built once, used in each layer after its K, V are written."""
+    """Attention for one step's batch: built once, used in each layer after its K, V are written.
+
+    `helper` is the compiled one, or None to do without.
+    """
 
     def __init__(
         self,
@@ -81,24 +95,46 @@ class PagedAttention:
         scale: float,
         soft_cap: float | None,
         dtype: torch.dtype,
+        helper: ctypes.CDLL | None,
     ) -> None:
         self._kv = kv
         self._scale = scale
         self._soft_cap = soft_cap
+        if helper is not None and not all(
+            native.can_attend(dtype, kv.pools(layer)) for layer in range(kv.layout.num_layers)
+        ):
+            helper = None
+        self._helped = None if helper is None else _helped(helper, spans)
         self._views = {
-            window: _view(kv, spans, window, dtype)
+            window: _view(kv, spans, window, dtype, with_decodes=helper is None)
             for window in dict.fromkeys(layer.window for layer in kv.layout.layers)
         }
 
     def attend(self, layer: int, q: Tensor) -> Tensor:
         """q [tokens of the batch, heads, head_dim] to the same shape."""
-        attended = torch.empty_like(q)
         view = self._views[self._kv.layout.layers[layer].window]
+        if self._helped is not None and not view.chunks:
+            return self._attend_helped(layer, q, self._helped)
+        attended = torch.empty_like(q)
+        if self._helped is not None:
+            part = self._attend_helped(layer, q[self._helped.places], self._helped)
+            attended.index_copy_(0, self._helped.places, part)
         for chunk in view.chunks:
             attended[chunk.rows] = self._attend_chunk(layer, q[chunk.rows], chunk)
         for group in view.groups:
             attended.index_copy_(0, group.rows, self._attend_group(layer, q[group.rows], group))
         return attended
+
+    def _attend_helped(self, layer: int, q: Tensor, helped: _Helped) -> Tensor:
+        return native.attend(
+            q,
+            self._kv.pools(layer),
+            helped.rows,
+            scale=self._scale,
+            window=self._kv.layout.layers[layer].window,
+            softcap=self._soft_cap,
+            helper=helped.helper,
+        )
 
     def _attend_chunk(self, layer: int, q: Tensor, chunk: _Chunk) -> Tensor:
         keys, values = self._kv.gather(layer, chunk.block_ids)
@@ -134,14 +170,37 @@ class PagedAttention:
         return (scores + mask).softmax(dim=-1) @ v
 
 
-def _view(kv: PagedKv, spans: Sequence[Span], window: int | None, dtype: torch.dtype) -> _View:
+def _helped(helper: ctypes.CDLL, spans: Sequence[Span]) -> _Helped | None:
+    """All single tokens; None when there are none."""
+    singles: list[Span] = []
+    places: list[int] = []
+    row = 0
+    for span in spans:
+        if span.num_tokens == 1:
+            singles.append(span)
+            places.append(row)
+        row += span.num_tokens
+    if not singles:
+        return None
+    rows = native.rows([span.start for span in singles], [span.block_table for span in singles])
+    return _Helped(helper, torch.tensor(places), rows)
+
+
+def _view(
+    kv: PagedKv,
+    spans: Sequence[Span],
+    window: int | None,
+    dtype: torch.dtype,
+    *,
+    with_decodes: bool,
+) -> _View:
     chunks: list[_Chunk] = []
     decodes: list[tuple[int, Span]] = []
     row = 0
     for span in spans:
         if span.num_tokens > 1:
             chunks.append(_chunk(kv, span, row, window, dtype))
-        else:
+        elif with_decodes:
             decodes.append((row, span))
         row += span.num_tokens
     groups = _alike(decodes, kv.block_size, window)

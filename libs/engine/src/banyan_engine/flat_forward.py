@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from banyan_engine.attention import PagedAttention
+from banyan_engine.kernels import native
 from banyan_engine.lora import lora_rows
 from banyan_engine.model import Model
 from banyan_engine.paged_kv import PagedKv, Slots
@@ -44,8 +45,9 @@ def flat_forward(
 
 
 def _attention(model: Model, kv: PagedKv, spans: Sequence[Span]) -> PagedAttention:
-    spec = model.spec
-    return PagedAttention(kv, spans, spec.attention_scale, spec.attention_soft_cap, model.dtype)
+    spec, helper = model.spec, native.library()
+    cap = spec.attention_soft_cap
+    return PagedAttention(kv, spans, spec.attention_scale, cap, model.dtype, helper)
 
 
 def _all_slots(kv: PagedKv, spans: Sequence[Span]) -> Slots:

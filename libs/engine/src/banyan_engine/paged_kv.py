@@ -4,6 +4,9 @@ One invariant makes padding and masking safe: slots of a block after the last on
 zeros, because a write to a block's first slot clears the block. What an earlier tenant left (a
 NaN, say) is therefore never multiplied with anything. One more block than the pool has, always
 zero, pads block tables of unequal length.
+
+int8 pools keep a row as its bytes and, behind them, the row's float32 scale: a page is whole by
+itself, wherever it is copied to.
 """
 
 from __future__ import annotations
@@ -16,6 +19,10 @@ import torch
 from torch import Tensor
 
 from banyan_core.types import KvLayout
+from banyan_engine.kernels.native import Pools
+
+SCALE_BYTES = 4
+"""Behind each int8 row."""
 
 
 class Slots(NamedTuple):
@@ -23,6 +30,26 @@ class Slots(NamedTuple):
 
     slot_ids: Tensor
     fresh_block_ids: Tensor
+
+
+def _width(num_dims: int, dtype: torch.dtype) -> int:
+    """Elements of a row, with its scale if it has one."""
+    return num_dims + SCALE_BYTES if num_dims and dtype == torch.int8 else num_dims
+
+
+def _quantized(rows: Tensor) -> Tensor:
+    """[..., dims] to int8 [..., dims + SCALE_BYTES]. A row that is not finite gets a NaN scale."""
+    rows = rows.to(torch.float32)
+    scales = (rows.abs().amax(dim=-1, keepdim=True) / 127).clamp_min(torch.finfo().tiny)
+    scales = torch.where(scales.isfinite(), scales, torch.nan)
+    values = (rows / scales).round_().nan_to_num_(0.0).to(torch.int8)
+    return torch.cat((values, scales.view(torch.int8)), dim=-1)
+
+
+def _numbers(stored: Tensor) -> Tensor:
+    """The reverse of `_quantized`, in float32."""
+    scales = stored[..., -SCALE_BYTES:].contiguous().view(torch.float32)
+    return stored[..., :-SCALE_BYTES] * scales
 
 
 class PagedKv:
@@ -33,11 +60,11 @@ class PagedKv:
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.zero_block_id = num_blocks
-        dtype = DTYPES[layout.dtype]
+        dtype = KV_DTYPES[layout.dtype]
         self._pools = [
             tuple(
-                torch.zeros(num_blocks + 1, block_size, layer.num_kv_heads, num_dims, dtype=dtype)
-                for num_dims in (layer.key_dim, layer.value_dim)
+                torch.zeros(num_blocks + 1, block_size, layer.num_kv_heads, width, dtype=dtype)
+                for width in (_width(layer.key_dim, dtype), _width(layer.value_dim, dtype))
             )
             for layer in layout.layers
         ]  # by layer, K and V
@@ -62,7 +89,12 @@ class PagedKv:
         """Put k and v [tokens, kv_heads, channels] into their slots."""
         for pool, rows in zip(self._pools[layer], (keys, values), strict=True):
             pool.index_fill_(0, slots.fresh_block_ids, 0)
-            pool.flatten(0, 1).index_copy_(0, slots.slot_ids, rows.to(pool.dtype))
+            stored = _quantized(rows) if pool.dtype == torch.int8 else rows.to(pool.dtype)
+            pool.flatten(0, 1).index_copy_(0, slots.slot_ids, stored)
+
+    def pools(self, layer: int) -> Pools:
+        """The K and V of one layer, as they lie in memory."""
+        return Pools(*self._pools[layer])
 
     def copy_block(self, source: int, target: int) -> None:
         """All layers of one block into another, for a sequence that goes on from there alone."""
@@ -87,7 +119,7 @@ class PagedKv:
             self._gathered[index] = torch.empty(math.prod(shape), dtype=pool.dtype)
         found = self._gathered[index][: math.prod(shape)].view(shape)
         torch.index_select(pool, 0, block_ids, out=found)
-        return found.flatten(0, 1)
+        return _numbers(found.flatten(0, 1)) if pool.dtype == torch.int8 else found.flatten(0, 1)
 
     def export_page(self, block_id: int, layer: int) -> bytes:
         """K then V of one block in one layer."""
@@ -112,4 +144,6 @@ class PagedKv:
 
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+"""Names that the type of weights may have."""
+KV_DTYPES = {**DTYPES, "int8": torch.int8}
 """Names that `KvLayout.dtype` may have here."""

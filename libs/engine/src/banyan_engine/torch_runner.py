@@ -17,14 +17,14 @@ from banyan_engine.flat_forward import flat_forward
 from banyan_engine.lora import LoraWeights, load_lora
 from banyan_engine.mask_filler import MaskFiller
 from banyan_engine.model import Model
-from banyan_engine.paged_kv import DTYPES, PagedKv
+from banyan_engine.paged_kv import DTYPES, KV_DTYPES, PagedKv
 from banyan_engine.sampler import Logits
 from banyan_engine.sequence_state import SequenceState
 from banyan_engine.spans import Span
 from banyan_engine.spec import read_spec
 from banyan_engine.step_sampler import num_logit_rows, sample_item
 from banyan_engine.tiled_forward import tiled_forward
-from banyan_engine.weights import load_weights
+from banyan_engine.weights import FORMATS, load_weights
 
 Forward = Callable[[Model, PagedKv, Sequence[Span], Callable[[int], None]], Tensor]
 
@@ -37,10 +37,10 @@ class TorchRunner:
     `numerics` is "fast" or "deterministic". The pool is given as `num_blocks` or as `kv_bytes`
     (K and V of all layers). `dtype` is that of weights and activations; unset it is bfloat16 in
     fast mode on a CPU that multiplies it, else float32, whatever the checkpoint has. `kv_dtype`
-    unset depends on `numerics` only, as the model card's. `num_threads` unset
-    leaves torch's own choice; deterministic mode has one. `end_token_ids` are masked by
-    `min_tokens`; unset they are the folder's own. `mask_source` opens grammars; without it a
-    sequence that has one fails.
+    unset depends on `numerics` only, as the model card's; `quantize` "int8" or "int4" packs the
+    matrices of layers. Deterministic mode has neither, and one thread; elsewhere `num_threads`
+    unset leaves torch's own choice. `end_token_ids` are masked by `min_tokens`; unset they are
+    the folder's own. `mask_source` opens grammars; without it a sequence that has one fails.
 
     Raises ModelError for the folder and ValueError for the other arguments.
     """
@@ -55,19 +55,21 @@ class TorchRunner:
         numerics: str = "fast",
         dtype: str | None = None,
         kv_dtype: str | None = None,
+        quantize: str | None = None,
         num_threads: int | None = None,
         end_token_ids: tuple[int, ...] | None = None,
         mask_source: MaskSource | None = None,
     ) -> None:
         dtype = dtype or default_dtype(numerics)
         kv_dtype = kv_dtype or model_spec.kv_dtype(numerics)
-        _check_choices(numerics, dtype, kv_dtype, num_threads)
+        _check_choices(numerics, dtype, num_threads)
+        _check_formats(numerics, kv_dtype, quantize)
         spec = read_spec(folder)
         layout = model_spec.kv_layout(spec, kv_dtype)
         self._kv = PagedKv(
             layout, _pool_blocks(num_blocks, kv_bytes, layout, block_size), block_size
         )
-        self._model = Model(spec, load_weights(folder, spec, DTYPES[dtype]))
+        self._model = Model(spec, load_weights(folder, spec, DTYPES[dtype], quantize))
         self._forward = NUMERICS[numerics]
         self._num_threads = 1 if numerics == "deterministic" else num_threads
         self._end_token_ids = spec.end_token_ids if end_token_ids is None else end_token_ids
@@ -182,18 +184,29 @@ def _span(item: PlanItem, state: SequenceState) -> Span:
     )
 
 
-def _check_choices(numerics: str, dtype: str, kv_dtype: str, num_threads: int | None) -> None:
+def _check_choices(numerics: str, dtype: str, num_threads: int | None) -> None:
     if numerics not in NUMERICS:
         raise ValueError(f"numerics: {numerics!r}, expected one of {', '.join(NUMERICS)}")
-    for name, value in (("dtype", dtype), ("kv_dtype", kv_dtype)):
-        if value not in DTYPES:
-            raise ValueError(f"{name}: {value!r}, expected one of {', '.join(DTYPES)}")
-        if numerics == "deterministic" and value != "float32":
-            raise ValueError(f"{name}: {value!r}, expected 'float32' in deterministic mode")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: {dtype!r}, expected one of {', '.join(DTYPES)}")
+    if numerics == "deterministic" and dtype != "float32":
+        raise ValueError(f"dtype: {dtype!r}, expected 'float32' in deterministic mode")
     if num_threads is not None and num_threads < 1:
         raise ValueError(f"num_threads: {num_threads}, expected at least 1")
     if numerics == "deterministic" and num_threads not in (None, 1):
         raise ValueError(f"num_threads: {num_threads}, expected 1 in deterministic mode")
+
+
+def _check_formats(numerics: str, kv_dtype: str, quantize: str | None) -> None:
+    if kv_dtype not in KV_DTYPES:
+        raise ValueError(f"kv_dtype: {kv_dtype!r}, expected one of {', '.join(KV_DTYPES)}")
+    if quantize not in FORMATS:
+        names = ", ".join(name for name in FORMATS if name)
+        raise ValueError(f"quantize: {quantize!r}, expected one of {names}")
+    if numerics == "deterministic" and kv_dtype != "float32":
+        raise ValueError(f"kv_dtype: {kv_dtype!r}, expected 'float32' in deterministic mode")
+    if numerics == "deterministic" and quantize is not None:
+        raise ValueError(f"quantize: {quantize!r}, expected none in deterministic mode")
 
 
 def _pool_blocks(

@@ -7,6 +7,7 @@ deterministic mode must not see.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from banyan_core.model_spec import ExpertsSpec
 from banyan_engine.checkpoint import check_tensors, expected_shapes, norm_names, open_files
-from banyan_engine.linear import Dense, Weight, dense
+from banyan_engine.linear import Dense, Weight, dense, quantize_int4, quantize_int8
 from banyan_engine.spec import ModelError, ModelSpec
 
 
@@ -70,13 +71,19 @@ class ModelWeights:
     head: Weight
 
 
-def load_weights(folder: Path, spec: ModelSpec, dtype: torch.dtype) -> ModelWeights:
-    """All tensors in `dtype`. Raises ModelError naming what is missing, surplus or misshapen."""
+def load_weights(
+    folder: Path, spec: ModelSpec, dtype: torch.dtype, quantize: str | None = None
+) -> ModelWeights:
+    """All tensors in `dtype`, the matrices of layers packed where `quantize` names a format.
+
+    The embedding then keeps `dtype`, and the head is int8. Raises ModelError naming what is
+    missing, surplus or misshapen.
+    """
     with ExitStack() as opened:
         try:
             sources = open_files(folder, opened)
             check_tensors(sources, expected_shapes(spec))
-            return _Loader(sources, spec, dtype).model()
+            return _Loader(sources, spec, dtype, quantize).model()
         except SafetensorError as error:
             raise ModelError(f"{folder.name}: expected whole safetensors files: {error}") from error
 
@@ -84,8 +91,15 @@ def load_weights(folder: Path, spec: ModelSpec, dtype: torch.dtype) -> ModelWeig
 class _Loader:
     """Takes tensors out of the open files, part by part of the model."""
 
-    def __init__(self, sources: dict[str, Any], spec: ModelSpec, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        sources: dict[str, Any],
+        spec: ModelSpec,
+        dtype: torch.dtype,
+        quantize: str | None,
+    ) -> None:
         self._sources = sources
+        self._make, self._make_head = FORMATS[quantize], quantize_int8 if quantize else Dense
         self._spec = spec
         self._dtype = dtype
 
@@ -96,7 +110,7 @@ class _Loader:
             embedding=embedding,
             layers=tuple(self._layer(index) for index in range(self._spec.num_layers)),
             norm=self._norm("model.norm"),
-            head=Dense(embedding if tied else self._take("lm_head.weight")),
+            head=self._make_head(embedding if tied else self._take("lm_head.weight")),
         )
 
     def _layer(self, index: int) -> LayerWeights:
@@ -151,7 +165,7 @@ class _Loader:
         )
 
     def _matrix(self, *modules: str) -> Weight:
-        return dense(self._take(*(f"{module}.weight" for module in modules)))
+        return self._make(self._take(*(f"{module}.weight" for module in modules)))
 
     def _bias(self, *modules: str) -> Tensor:
         return self._take(*(f"{module}.bias" for module in modules))
@@ -173,3 +187,11 @@ def _floating(name: str, tensor: Tensor) -> Tensor:
     if not tensor.is_floating_point():
         raise ModelError(f"weights: {name}: dtype {tensor.dtype}, expected a floating-point one")
     return tensor
+
+
+FORMATS: dict[str | None, Callable[[Tensor], Weight]] = {
+    None: dense,
+    "int8": quantize_int8,
+    "int4": quantize_int4,
+}
+"""How the matrices of layers can be kept; None is as they are."""
