@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from banyan_core.model_spec import KvDtype, Quantize
 from banyan_core.types import KvLayer, KvLayout
 from banyan_text.card import echo_card, read_card
 from banyan_text.model_folder import ModelFolderError
@@ -52,6 +53,9 @@ def test_card_of_a_folder(folder: Path) -> None:
     assert read_card(folder, 16, "deterministic").kv_layout.dtype == "float32"
     assert read_card(folder, 16, "fast") == card
     assert read_card(folder, 16, "fast", name="other").name == "other"
+    packed = read_card(folder, 16, "fast", quantize=Quantize.INT4, kv=KvDtype.INT8)
+    assert packed.numerics == "fast+int4"
+    assert packed.kv_layout.dtype == "int8"
 
 
 @pytest.mark.parametrize("place", [0, LONG - 1])

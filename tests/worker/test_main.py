@@ -74,6 +74,19 @@ GOOD = {
             "deterministic.",
         ),
         (
+            {"BANYAN_DECODE_NUMERICS": "deterministic", "BANYAN_DECODE_QUANTIZE": "int8"},
+            "BANYAN_DECODE_QUANTIZE=int8: expected it unset, because BANYAN_DECODE_NUMERICS is "
+            "deterministic.",
+        ),
+        (
+            {"BANYAN_DECODE_QUANTIZE": "int2"},
+            "BANYAN_DECODE_QUANTIZE=int2: expected one of int8, int4",
+        ),
+        (
+            {"BANYAN_DECODE_KV_DTYPE": "int4"},
+            "BANYAN_DECODE_KV_DTYPE=int4: expected one of float32, bfloat16, int8",
+        ),
+        (
             {"BANYAN_DECODE_KV_BYTES": "0"},
             "BANYAN_DECODE_KV_BYTES=0: expected a whole number from 1.",
         ),

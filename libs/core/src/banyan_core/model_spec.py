@@ -8,10 +8,26 @@ family has which stands in `model_config`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 from banyan_core.types import KvLayer, KvLayout
 
 DETERMINISTIC = "deterministic"
+
+
+class Quantize(StrEnum):
+    """How the matrices of layers are packed."""
+
+    INT8 = "int8"
+    INT4 = "int4"
+
+
+class KvDtype(StrEnum):
+    """What K and V can be kept in; int8 with a scale per token and head."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    INT8 = "int8"
 
 
 class ModelError(ValueError):

@@ -14,7 +14,7 @@ from typing import Any
 
 from banyan_core.echo import ECHO_LAYOUT
 from banyan_core.model_config import parse_config
-from banyan_core.model_spec import ModelError, kv_dtype, kv_layout
+from banyan_core.model_spec import KvDtype, ModelError, Quantize, kv_dtype, kv_layout
 from banyan_core.types import ModelCard
 from banyan_text.model_folder import (
     ModelFolderError,
@@ -30,8 +30,19 @@ _HEADER_BYTES_MAX = 100 * 1024 * 1024  # the bound of the safetensors format its
 _ECHO_CONTEXT_TOKENS = 131_072
 
 
-def read_card(folder: Path, block_size: int, numerics: str, name: str | None = None) -> ModelCard:
+def read_card(
+    folder: Path,
+    block_size: int,
+    numerics: str,
+    name: str | None = None,
+    *,
+    quantize: Quantize | None = None,
+    kv: KvDtype | None = None,
+) -> ModelCard:
     """The card of a folder in Hugging Face layout; `name` defaults to the folder's own.
+
+    Packed weights make other KV, so `quantize` is part of the card's numerics. `kv` unset follows
+    from `numerics`.
 
     Raises ModelFolderError when the folder is missing, incomplete or makes no sense.
     """
@@ -48,8 +59,8 @@ def read_card(folder: Path, block_size: int, numerics: str, name: str | None = N
         context_tokens=spec.context_tokens,
         end_token_ids=_end_token_ids(folder, config),
         block_size=block_size,
-        kv_layout=kv_layout(spec, kv_dtype(numerics)),
-        numerics=numerics,
+        kv_layout=kv_layout(spec, kv or kv_dtype(numerics)),
+        numerics=f"{numerics}+{quantize}" if quantize else numerics,
     )
 
 

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
+from banyan_core.model_spec import KvDtype, Quantize
 from banyan_core.policies import BATCHING, ENGINE_ADMISSION, ONBOARD
 from banyan_core.policies.batching import Chunked
 from banyan_core.policies.engine_admission import Watermark
@@ -45,10 +46,12 @@ class Numerics(StrEnum):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(BusSettings):
     """`advertise` is the address that others call; unset it is `address`, with this machine's
-    name where that is every interface. The KV pool is `num_blocks` if set, else what fits into
-    `kv_bytes`. `adapters` is a folder of LoRA adapters, of which at most `max_adapters` are in
-    memory. `max_draft_tokens` are guessed at, out of the prompt, where that pays; an echo has no
-    use for it. `grace_s` is how long running sequences may go on after SIGTERM.
+    name where that is every interface. `quantize` packs weights, `kv_dtype` K and V; both make
+    the card, with `numerics`, and are alike in a mesh. The KV pool is `num_blocks` if set, else
+    what fits into `kv_bytes`. `adapters` is a folder of LoRA adapters, of which at most
+    `max_adapters` are in memory. `max_draft_tokens` are guessed at, out of the prompt, where that
+    pays; an echo has no use for it. `grace_s` is how long running sequences may go on after
+    SIGTERM.
     """
 
     metrics_address: Address
@@ -59,6 +62,8 @@ class Settings(BusSettings):
     model: Path | None = None
     model_name: str | None = None
     numerics: Numerics = Numerics.FAST
+    quantize: Quantize | None = None
+    kv_dtype: KvDtype | None = None
     block_size: Positive = 16
     kv_bytes: Positive = 256 << 20
     num_blocks: Positive | None = None
@@ -106,6 +111,8 @@ def wire(role: Role, settings: Settings) -> Wiring:
         kv_bytes=settings.kv_bytes,
         num_blocks=settings.num_blocks,
         num_threads=settings.num_threads,
+        quantize=settings.quantize,
+        kv=settings.kv_dtype,
     )
     advertise = settings.advertise or _callable(settings.address)
     return Wiring(loaded, options, advertise, _adapter_folder(settings, loaded))
@@ -135,6 +142,10 @@ def _check_together(settings: Settings, prefix: str) -> None:
     if settings.numerics is Numerics.DETERMINISTIC and threads not in (None, 1):
         expected = f"expected 1, because {prefix}NUMERICS is deterministic"
         raise SettingsError(f"{prefix}NUM_THREADS={threads}: {expected}.")
+    for key, value in (("QUANTIZE", settings.quantize), ("KV_DTYPE", settings.kv_dtype)):
+        if settings.numerics is Numerics.DETERMINISTIC and value not in (None, KvDtype.FLOAT32):
+            expected = f"expected it unset, because {prefix}NUMERICS is deterministic"
+            raise SettingsError(f"{prefix}{key}={value}: {expected}.")
 
 
 def _limits(settings: Settings, file: PolicyFile | None) -> EngineLimits:

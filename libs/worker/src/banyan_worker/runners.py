@@ -11,6 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 
 from banyan_core.echo import EchoLatency, EchoRunner
+from banyan_core.model_spec import KvDtype, Quantize
 from banyan_core.runner import AdapterRunner, Runner
 from banyan_core.types import ModelCard
 from banyan_runtime.settings import SettingsError
@@ -46,6 +47,8 @@ def load_runner(
     kv_bytes: int,
     num_blocks: int | None,
     num_threads: int | None,
+    quantize: Quantize | None = None,
+    kv: KvDtype | None = None,
 ) -> Loaded:
     """Build the runner out of sizes that are 1 or more.
 
@@ -63,7 +66,7 @@ def load_runner(
             "or set it to echo."
         ) from None
     try:
-        card = read_card(folder, block_size, numerics, name)
+        card = read_card(folder, block_size, numerics, name, quantize=quantize, kv=kv)
         grammars = Grammars(HfTokenizer(folder), card.end_token_ids)
     except ModelFolderError as error:
         raise SettingsError(f"{prefix}MODEL={folder}: {error}") from None
@@ -79,6 +82,8 @@ def load_runner(
             block_size=block_size,
             numerics=numerics,
             num_threads=num_threads,
+            quantize=quantize,
+            kv_dtype=card.kv_layout.dtype,
             mask_source=grammars,
         )
     except (ModelFolderError, ValueError) as error:

@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from banyan_core.journey import JourneyLimits
+from banyan_core.model_spec import KvDtype, Quantize
 from banyan_core.queue import QueueLimits
 from banyan_core.types import NS_PER_S, ModelCard
 from banyan_gateway.api import ApiOptions, ApiTools, build_app
@@ -56,7 +57,8 @@ class Numerics(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings(BusSettings):
-    """Runner, model, block size and numerics must be those of the workers: they make the card.
+    """Runner, model, block size, numerics, `quantize` and `kv_dtype` must be those of the workers:
+    they make the card.
 
     `adapters` is a folder of LoRA adapters, a copy of what the workers have.
     `mesh_secret` is the same for all gateways of a mesh, and kept: KV is shared under it.
@@ -72,6 +74,8 @@ class Settings(BusSettings):
     model_name: str | None = None
     runner: RunnerKind = RunnerKind.TORCH
     numerics: Numerics = Numerics.FAST
+    quantize: Quantize | None = None
+    kv_dtype: KvDtype | None = None
     adapters: Path | None = shared("BANYAN_ADAPTERS", default=None)
     block_size: Positive = 16
     key_file: Path | None = None
@@ -119,7 +123,14 @@ def _model(settings: Settings) -> tuple[Tokenizer, ModelCard]:
     if settings.model is None:
         raise SettingsError(f"{PREFIX}MODEL is not set: expected a model folder.")
     try:
-        card = read_card(settings.model, size, numerics, settings.model_name)
+        card = read_card(
+            settings.model,
+            size,
+            numerics,
+            settings.model_name,
+            quantize=settings.quantize,
+            kv=settings.kv_dtype,
+        )
         return HfTokenizer(settings.model), card
     except ModelFolderError as error:
         raise SettingsError(f"{PREFIX}MODEL={settings.model}: {error}") from None
