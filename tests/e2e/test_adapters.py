@@ -89,6 +89,19 @@ def test_the_base_and_two_adapters_answer_at_once_each_as_itself(
     assert len(set(said)) == 3
 
 
+def test_equal_prompts_share_kv_within_an_adapter_only(mesh: RunningMesh) -> None:
+    num_cached = []
+    with mesh.client() as client:
+        for name in ("banyan-demo", "poet", "coder", "poet", "banyan-demo"):
+            answer = client.completions.create(
+                model=name, prompt=PROMPT, max_tokens=2, extra_body={"cache_salt": "shared"}
+            )
+            assert answer.usage is not None and answer.usage.prompt_tokens_details is not None
+            num_cached.append(answer.usage.prompt_tokens_details.cached_tokens or 0)
+    assert num_cached[:3] == [0, 0, 0]
+    assert min(num_cached[3:]) >= 16
+
+
 def test_choices_and_a_chat_of_an_adapter(mesh: RunningMesh) -> None:
     with mesh.client() as client:
         answer = client.chat.completions.create(
@@ -143,12 +156,12 @@ def test_an_adapter_that_does_not_fit_fails_with_the_reason(
 
 
 def test_an_answer_goes_on_with_its_adapter_when_its_worker_is_killed(mesh: RunningMesh) -> None:
-    long = GREEDY | {"max_tokens": 200, "model": "coder"}
+    long = GREEDY | {"max_tokens": 600, "model": "coder"}
     calm = mesh.stream(PROMPT, **long)
     killed: dict[str, int] = {}
 
     def kill(num_chunks: int) -> None:
-        if num_chunks == 20 and not killed:
+        if num_chunks == 5 and not killed:
             (name, *_) = [name for name in ("decode-0", "prefill-0") if mesh.num_running(name)]
             killed[name] = mesh.process(name)["num_restarts"]
             mesh.kill(name)

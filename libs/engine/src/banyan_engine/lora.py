@@ -102,7 +102,14 @@ def lora_rows(parts: Sequence[tuple[LoraWeights | None, int]]) -> LoraRows | Non
             found.setdefault(id(weights), (weights, []))[1].extend(range(start, end))
     if not found:
         return None
-    return LoraRows([(weights, torch.tensor(rows)) for weights, rows in found.values()])
+    return LoraRows([(weights, _index(rows)) for weights, rows in found.values()])
+
+
+def _index(rows: list[int]) -> Tensor | slice:
+    """Rows that lie together are read and written where they are."""
+    if rows[-1] - rows[0] == len(rows) - 1:
+        return slice(rows[0], rows[-1] + 1)
+    return torch.tensor(rows)
 
 
 def lora_targets(spec: ModelSpec) -> dict[str, LoraTarget]:
