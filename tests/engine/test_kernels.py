@@ -39,7 +39,7 @@ def test_a_failing_compiler_leaves_it_absent(
     loader = Loader(ready_made=tmp_path, cache=tmp_path / "cache")
     assert loader.wait(60) is None
     assert loader.status.startswith("absent: ")
-    assert not list((tmp_path / "cache").iterdir())
+    assert not list((tmp_path / "cache").glob("*.so"))
 
 
 def test_a_folder_that_cannot_be_written_leaves_it_absent(tmp_path: Path) -> None:
@@ -65,3 +65,19 @@ def test_products_go_on_without_it(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     x = torch.randn(2, 32)
     wanted = x @ weight.unpack(slice(None), torch.float32).t()
     torch.testing.assert_close(linear(x, weight), wanted)
+
+
+def test_loaders_that_start_together_share_one_binary(helper: ctypes.CDLL, tmp_path: Path) -> None:
+    """The compiler notes each of its runs; two of them are one per source file."""
+    notes = tmp_path / "notes"
+    compiler = tmp_path / "compiler"
+    compiler.write_text(f'#!/bin/sh\necho "$@" >> {notes}\nexec g++ "$@"\n', encoding="utf-8")
+    compiler.chmod(0o700)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("CXX", str(compiler))
+        loaders = [Loader(ready_made=tmp_path, cache=tmp_path / "cache") for _ in range(3)]
+        for loader in loaders:
+            loader.start()
+        assert all(loader.wait(300) is not None for loader in loaders)
+    num_links = sum("-shared" in line for line in notes.read_text(encoding="utf-8").splitlines())
+    assert num_links == 1

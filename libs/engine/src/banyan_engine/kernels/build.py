@@ -13,6 +13,7 @@ cores slow each other down tenfold.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import platform
@@ -135,7 +136,12 @@ class Loader:
         for folder in (self._ready_made, cache):
             if (path := folder / binary_name(level)).is_file():
                 return path
-        return compile_level(level, cache)
+        cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+        with (cache / "lock").open("w") as lock:
+            # Of processes that start together one compiles; a lock ends with its process.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            path = cache / binary_name(level)
+            return path if path.is_file() else compile_level(level, cache)
 
 
 if __name__ == "__main__":
