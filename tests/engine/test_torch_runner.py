@@ -55,6 +55,12 @@ def test_the_pool_can_be_given_in_bytes(model_folder: MakeFolder) -> None:
             {"num_blocks": 1, "numerics": "deterministic", "num_threads": 2},
             "num_threads: 2, expected 1 in deterministic mode",
         ),
+        ({"num_blocks": 1, "quantize": "int2"}, "quantize: 'int2', expected one of int8, int4"),
+        ({"num_blocks": 1, "kv_dtype": "int4"}, "kv_dtype: 'int4', expected one of float32"),
+        (
+            {"num_blocks": 1, "numerics": "deterministic", "quantize": "int8"},
+            "quantize: 'int8', expected none in deterministic mode",
+        ),
         (
             {"num_blocks": 1, "numerics": "deterministic", "dtype": "bfloat16"},
             "dtype: 'bfloat16', expected 'float32' in deterministic mode",
@@ -228,6 +234,36 @@ def test_bfloat16_is_close_to_float32(
     assert found[0].tokens
     assert wanted[0].tokens
     assert found[0].tokens[0].logprob == pytest.approx(wanted[0].tokens[0].logprob, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "formats, tolerance",
+    [
+        ({"kv_dtype": "int8"}, 0.05),
+        ({"quantize": "int8"}, 0.1),
+        ({"quantize": "int4", "kv_dtype": "int8"}, 1.0),
+    ],
+)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_packed_formats_are_close_to_float32(
+    formats: dict[str, str],
+    tolerance: float,
+    dtype: str,
+    model_folder: MakeFolder,
+    script: Any,
+    random_tokens: Any,
+) -> None:
+    """A prompt and then one token of it by itself: log probabilities agree roughly."""
+    exact = TorchRunner(model_folder(), num_blocks=4, dtype="float32", kv_dtype="float32")
+    runner = TorchRunner(model_folder(), num_blocks=4, dtype=dtype, **formats)  # type: ignore[arg-type]
+    sampling = SamplingParams(temperature=0.0, logprobs=True)
+    said = []
+    for each in (runner, exact):
+        played = script("s", random_tokens(21, seed=1), (0, 1), sampling)
+        each.run(StepPlan(1, (played.item(0, 20, sample=False),)), lambda _: None)
+        result = each.run(StepPlan(2, (played.item(20, 21),)), lambda _: None)
+        said.append(result.sampled[0].tokens[0].logprob)
+    assert said[0] == pytest.approx(said[1], abs=tolerance + (0.2 if dtype == "bfloat16" else 0))
 
 
 @every_numerics
