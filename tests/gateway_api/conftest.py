@@ -16,6 +16,7 @@ from tests.gateway_api.echo_gateway import EchoGateway
 from banyan_gateway.api import ApiOptions, ApiTools, build_app
 from banyan_gateway.auth import KeyRing, Tenant
 from banyan_gateway.http_server import HttpServer
+from banyan_gateway.model_formats import NO_FORMATS, ModelFormats
 from banyan_gateway.reply import ReplyOptions
 from banyan_gateway.served_models import ServedModels
 from banyan_runtime.clock import SystemClock
@@ -49,7 +50,7 @@ def key_ring() -> KeyRing:
     return KeyRing({hashlib.sha256(k.encode()).hexdigest().encode(): t for k, t in KEYS.items()})
 
 
-def app_of(gateway: EchoGateway, keys: KeyRing) -> FastAPI:
+def app_of(gateway: EchoGateway, keys: KeyRing, formats: ModelFormats = NO_FORMATS) -> FastAPI:
     counter = itertools.count(1)
     tools = ApiTools(
         clock=SystemClock(),
@@ -67,7 +68,7 @@ def app_of(gateway: EchoGateway, keys: KeyRing) -> FastAPI:
     )
     card = echo_card(16, "fast")
     models = ServedModels(card, started_unix_s=1_700_000_000)
-    return build_app(gateway, ByteTokenizer(), card, models, keys, tools, options)
+    return build_app(gateway, ByteTokenizer(), card, models, keys, tools, options, formats)
 
 
 @pytest.fixture

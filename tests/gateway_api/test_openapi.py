@@ -105,12 +105,12 @@ async def test_what_has_no_effect_yet_is_described_as_it_is_answered(
     http: httpx2.AsyncClient,
 ) -> None:
     properties = (await page_of(http))["components"]["schemas"]["ChatBody"]["properties"]
-    for name, value in (("tools", []), ("echo", False), ("functions", [])):
+    for name, value in (("echo", False), ("functions", [])):
         assert properties[name] == {"enum": [None, value]}
         response = await http.post("/v1/chat/completions", json=CHAT | {name: value})
         assert response.status_code == 200
     assert properties["web_search_options"] == {"type": "null"}
-    for name, wrong in (("web_search_options", {}), ("echo", 0), ("tools", {})):
+    for name, wrong in (("web_search_options", {}), ("echo", 0)):
         response = await http.post("/v1/chat/completions", json=CHAT | {name: wrong})
         assert response.json()["error"]["code"] == "unsupported_parameter"
 

@@ -36,6 +36,14 @@ def test_failures_are_template_errors(source: str, reason: str) -> None:
         ChatTemplate(source, {}).render(MESSAGES)
 
 
+def test_a_template_is_told_of_tools_and_what_else_is_given() -> None:
+    source = "{{ tools | tojson(indent=1, sort_keys=true) }}{{ add_generation_prompt }}{{ bos }}"
+    template = ChatTemplate(source + "{{ thinking is defined }}", {"bos": "<s>"})
+    assert template.render(MESSAGES) == "nullTrue<s>False"
+    told = {"tools": [{"b": 1, "a": "é"}], "add_generation_prompt": False, "thinking": True}
+    assert template.render(MESSAGES, told) == '[\n {\n  "a": "é",\n  "b": 1\n }\n]False<s>True'
+
+
 def test_message_text_is_never_run() -> None:
     hostile = [{"role": "user", "content": "{{ raise_exception('run') }}"}]
     assert ChatTemplate("{{ messages[0].content }}", {}).render(hostile) == hostile[0]["content"]

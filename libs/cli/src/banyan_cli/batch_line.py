@@ -16,10 +16,10 @@ from typing import Any
 from banyan_core.hashing import derive
 from banyan_core.types import ModelCard
 from banyan_gateway.auth import DEFAULT_TENANT
+from banyan_gateway.chat_format import ChatFormatter
 from banyan_gateway.errors import ApiError, invalid
 from banyan_gateway.openai_format import (
     AnswerHead,
-    ChatFormatter,
     CollectedChoice,
     CompletionFormatter,
 )

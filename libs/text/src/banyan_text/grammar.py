@@ -23,7 +23,7 @@ from banyan_text.vocabulary import Vocabulary
 GRAMMAR_BYTES_MAX = 64 * 1024
 _NUM_CACHED = 64
 _NUM_TRIED_TOKENS = 4
-_WHITESPACE = r"( |\n[ \t]{0,32})?"
+JSON_BLANKS = r"( |\n[ \t]{0,32})?"
 """Between the tokens of JSON: a blank, or a line break and its indentation. With more, a model that
 likes blanks would hardly get further."""
 # Fuel is work: about 50 a microsecond. An initial 300,000 is 50 ms at worst, and a schema of some
@@ -130,7 +130,7 @@ def _choice(text: str) -> str:
 
 
 def _json_schema(text: str) -> str:
-    return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": _WHITESPACE})
+    return LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": JSON_BLANKS})
 
 
 _SOURCES: Final[dict[GrammarKind, Callable[[str], str]]] = {

@@ -24,7 +24,7 @@ from banyan_text.model_folder import (
     require_folder,
     token_text,
 )
-from banyan_text.template import ChatTemplate, TemplateError
+from banyan_text.template import NO_VARIABLES, ChatTemplate, TemplateError
 from banyan_text.tokenizer import decode_all
 
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -101,10 +101,16 @@ class HfTokenizer:
     def token_bytes(self, token_id: int) -> bytes:
         return self._bytes[token_id] if token_id < self._vocab_size else b""
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
+    @property
+    def template_source(self) -> str:
+        return self._template.source if self._template else ""
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> str:
         if self._template is None:
             raise TemplateError("this model has no chat template: use /v1/completions")
-        return self._template.render(messages)
+        return self._template.render(messages, variables)
 
     def _visible_bytes(self, token_id: int) -> bytes:
         return self._text_bytes[token_id] if token_id < self._vocab_size else b""

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Never
+from typing import Any, Final, Never
 
 from jinja2 import TemplateError as JinjaError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 TEMPLATE_CHARS_MAX = 256 * 1024
 RENDERED_CHARS_MAX = 16 * 1024 * 1024
+
+
+NO_VARIABLES: Final[Mapping[str, Any]] = {}
 
 
 class TemplateError(Exception):
@@ -27,9 +30,17 @@ def _raise_exception(message: str) -> Never:
     raise TemplateError(message)
 
 
-def _to_json(value: object, indent: int | None = None) -> str:
-    """Plain JSON; Jinja's own filter would escape it for HTML."""
-    return json.dumps(value, ensure_ascii=False, indent=indent)
+def _to_json(
+    value: object,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """Plain JSON, with the options that templates know; Jinja's own filter escapes for HTML."""
+    return json.dumps(
+        value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys
+    )
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
@@ -53,20 +64,23 @@ class ChatTemplate:
             self._template = _environment().from_string(source)
         except JinjaError as error:
             raise TemplateError(f"the chat template does not compile: {error}") from error
+        self.source = source
         self._special_tokens = dict(special_tokens)
 
-    def render(self, messages: Sequence[Mapping[str, str]]) -> str:
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> str:
         """The prompt for these messages, up to where the assistant begins to speak.
 
-        Raises TemplateError when the template refuses them, fails, or gives too much text.
+        `variables` are what else the template is told: tools, say. Raises TemplateError when the
+        template refuses them, fails, or gives too much text.
         """
+        told = {"tools": None, "add_generation_prompt": True, **self._special_tokens, **variables}
         pieces: list[str] = []
         num_chars = 0
         try:
             for piece in self._template.generate(
-                messages=[dict(message) for message in messages],
-                add_generation_prompt=True,
-                **self._special_tokens,
+                told, messages=[dict(message) for message in messages]
             ):
                 pieces.append(piece)
                 num_chars += len(piece)

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from banyan_text.detokenizer import Detokenizer
-from banyan_text.template import ChatTemplate
+from banyan_text.template import NO_VARIABLES, ChatTemplate
 
 
 class Tokenizer(Protocol):
@@ -52,8 +52,15 @@ class Tokenizer(Protocol):
         """The bytes of a token, a special one spelt out; none for an id that has no token."""
         ...
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        """The prompt for these messages. Raises TemplateError."""
+    @property
+    def template_source(self) -> str:
+        """The chat template as it is written, empty without one."""
+        ...
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> str:
+        """The prompt for these messages; see `template`. Raises TemplateError."""
         ...
 
 
@@ -68,7 +75,7 @@ _BYTE_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|' + message['role'] + '|>' + message['content'] + '\n' }}"
     "{% endfor %}"
-    "{{ '<|assistant|>' }}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}"
 )
 
 
@@ -119,5 +126,11 @@ class ByteTokenizer:
         index = token_id - _NUM_BYTES
         return BYTE_SPECIAL_TOKENS[index].encode() if index < len(BYTE_SPECIAL_TOKENS) else b""
 
-    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str:
-        return self._template.render(messages)
+    @property
+    def template_source(self) -> str:
+        return self._template.source
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any] = NO_VARIABLES
+    ) -> str:
+        return self._template.render(messages, variables)

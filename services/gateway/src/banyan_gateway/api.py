@@ -22,14 +22,11 @@ from banyan_core.types import NS_PER_S, ModelCard
 from banyan_gateway.answer_names import AnswerNames
 from banyan_gateway.auth import KeyRing, Tenant
 from banyan_gateway.body import BodyReader
+from banyan_gateway.chat_format import ChatFormatter
 from banyan_gateway.edge import Edge
 from banyan_gateway.errors import ApiError, failed
-from banyan_gateway.openai_format import (
-    AnswerHead,
-    ChatFormatter,
-    CompletionFormatter,
-    Formatter,
-)
+from banyan_gateway.model_formats import NO_FORMATS, ModelFormats
+from banyan_gateway.openai_format import AnswerHead, CompletionFormatter, Formatter
 from banyan_gateway.openapi import OPERATIONS, page
 from banyan_gateway.ports import GatewayPort
 from banyan_gateway.prepare import Arrival, Prepared, Preparer, is_quick
@@ -73,13 +70,15 @@ def build_app(
     keys: KeyRing,
     tools: ApiTools,
     options: ApiOptions,
+    formats: ModelFormats = NO_FORMATS,
 ) -> FastAPI:
     """The ASGI application. Nothing in it runs until it is served."""
     tools.registry.register(gateway.metrics)
     app = FastAPI(
         title="Banyan", version=options.version, docs_url=None, redoc_url=None, openapi_url=None
     )
-    Api(gateway, tokenizer, card, models, tools, options, not keys.is_open).add_routes(app)
+    api = Api(gateway, tokenizer, card, models, tools, options, formats, not keys.is_open)
+    api.add_routes(app)
     app.add_exception_handler(ApiError, _refuse)
     app.add_exception_handler(HTTPException, _refuse_route)
     app.add_middleware(
@@ -122,6 +121,7 @@ class Api:
         models: ServedModels,
         tools: ApiTools,
         options: ApiOptions,
+        formats: ModelFormats,
         needs_key: bool,
     ) -> None:
         self._gateway = gateway
@@ -130,7 +130,7 @@ class Api:
         self._models = models
         self._tools = tools
         self._options = options
-        self._preparer = Preparer(tokenizer, card, models)
+        self._preparer = Preparer(tokenizer, card, models, formats)
         self._bodies = BodyReader(
             options.body_bytes_max, options.all_bodies_bytes_max, options.body_timeout_s
         )
@@ -143,11 +143,11 @@ class Api:
             app.add_api_route(path, getattr(self, each.name), methods=[each.method])
 
     async def chat(self, request: Request) -> Response:
-        return await self._generate(request, "chatcmpl", self._preparer.chat, ChatFormatter)
+        return await self._generate(request, "chatcmpl", self._preparer.chat, self._chat_formatter)
 
     async def completion(self, request: Request) -> Response:
         prepare = self._preparer.completion
-        return await self._generate(request, "cmpl", prepare, CompletionFormatter)
+        return await self._generate(request, "cmpl", prepare, self._plain_formatter)
 
     async def tokenize(self, request: Request) -> Response:
         return _json(await self._prepared(request, self._preparer.tokenize))
@@ -197,7 +197,7 @@ class Api:
         request: Request,
         prefix: str,
         prepare: Callable[..., Prepared],
-        formatter_type: Callable[[AnswerHead, Tokenizer, bool, bool], Formatter],
+        formatter_of: Callable[[AnswerHead, Prepared], Formatter],
     ) -> Response:
         refusal = self._gateway.refusal()
         if refusal is not None:
@@ -211,9 +211,17 @@ class Api:
             prepared.requests[0].model,
             f"fp_{self._card.digest.hex()[:12]}",
         )
-        logprobs = prepared.requests[0].sampling.logprobs
-        formatter = formatter_type(head, self._tokenizer, logprobs, prepared.include_usage)
+        formatter = formatter_of(head, prepared)
         return Reply(self._gateway, prepared, formatter, self._options.reply, self._tools.logger)
+
+    def _chat_formatter(self, head: AnswerHead, prepared: Prepared) -> Formatter:
+        logprobs = prepared.requests[0].sampling.logprobs
+        usage = prepared.include_usage
+        return ChatFormatter(head, self._tokenizer, logprobs, usage, prepared.parts)
+
+    def _plain_formatter(self, head: AnswerHead, prepared: Prepared) -> Formatter:
+        logprobs = prepared.requests[0].sampling.logprobs
+        return CompletionFormatter(head, self._tokenizer, logprobs, prepared.include_usage)
 
     async def _prepared(self, request: Request, prepare: Callable[[bytes], T]) -> T:
         async with self._bodies.read(request) as body:

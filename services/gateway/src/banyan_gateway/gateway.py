@@ -197,7 +197,11 @@ class Gateway:
     def _open(self, request: GenerationRequest) -> Answer:
         texts = [
             ChoiceText(
-                self._tokenizer, request.stop, request.include_stop, request.sampling.stop_token_ids
+                self._tokenizer,
+                request.stop,
+                request.include_stop,
+                request.sampling.stop_token_ids,
+                request.shown,
             )
             for _ in range(request.n)
         ]

@@ -20,6 +20,7 @@ from banyan_gateway.auth import KeyRing, check_exposure, read_keys
 from banyan_gateway.gateway import Gateway, GatewayOptions
 from banyan_gateway.http_protocol import raise_file_limit
 from banyan_gateway.http_server import HttpServer
+from banyan_gateway.model_formats import FROM_TEMPLATE, ModelFormats, model_formats
 from banyan_gateway.reply import ReplyOptions
 from banyan_gateway.served_models import ServedModels
 from banyan_runtime.buses import BusSettings, open_bus
@@ -60,7 +61,8 @@ class Settings(BusSettings):
     """Runner, model, block size, numerics, `quantize` and `kv_dtype` must be those of the workers:
     they make the card.
 
-    `adapters` is a folder of LoRA adapters, a copy of what the workers have.
+    `tool_format` and `reasoning_format` are how the model writes them: auto (as its chat template
+    tells), none, or a name. `adapters` is a folder of LoRA adapters, a copy of what workers have.
     `mesh_secret` is the same for all gateways of a mesh, and kept: KV is shared under it.
     `max_waiting` requests wait, and the last of them is not expected to wait longer than
     `max_wait_s`; `queue_timeout_s` is their patience when nothing is served at all.
@@ -76,6 +78,8 @@ class Settings(BusSettings):
     numerics: Numerics = Numerics.FAST
     quantize: Quantize | None = None
     kv_dtype: KvDtype | None = None
+    tool_format: str = FROM_TEMPLATE
+    reasoning_format: str = FROM_TEMPLATE
     adapters: Path | None = shared("BANYAN_ADAPTERS", default=None)
     block_size: Positive = 16
     key_file: Path | None = None
@@ -99,6 +103,7 @@ class Wiring:
     keys: KeyRing
     tokenizer: Tokenizer
     card: ModelCard
+    formats: ModelFormats
 
 
 def wire(settings: Settings) -> Wiring:
@@ -113,7 +118,10 @@ def wire(settings: Settings) -> Wiring:
         given = f"BANYAN_ADAPTERS={settings.adapters}"
         raise SettingsError(f"{given}: expected a folder of LoRA adapters.")
     tokenizer, card = _model(settings)
-    return Wiring(keys, tokenizer, card)
+    formats = model_formats(
+        tokenizer.template_source, PREFIX, settings.tool_format, settings.reasoning_format
+    )
+    return Wiring(keys, tokenizer, card, formats)
 
 
 def _model(settings: Settings) -> tuple[Tokenizer, ModelCard]:
@@ -165,7 +173,16 @@ async def start(settings: Settings, wiring: Wiring, kit: Kit) -> HttpServer:
     if settings.adapters is not None:
         await models.watch(settings.adapters, offload, kit.logger)
     options = _api_options(settings)
-    app = build_app(gateway, wiring.tokenizer, wiring.card, models, wiring.keys, tools, options)
+    app = build_app(
+        gateway,
+        wiring.tokenizer,
+        wiring.card,
+        models,
+        wiring.keys,
+        tools,
+        options,
+        wiring.formats,
+    )
     server = HttpServer(app, settings.address, gateway)
     await server.start()
     kit.logger.info("serving", extra={"address": server.address, "model": wiring.card.name})

@@ -13,11 +13,11 @@ from typing import Protocol
 import msgspec
 
 from banyan_core.types import OutputToken
-from banyan_gateway.logprobs import PlainLogprobs, chat_entries
+from banyan_gateway.logprobs import PlainLogprobs
 from banyan_gateway.ports import Delta, Usage
 from banyan_text.tokenizer import Tokenizer
 
-_encode = msgspec.json.Encoder().encode
+encode = msgspec.json.Encoder().encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class AnswerHead:
             "model": self.model,
             "system_fingerprint": self.fingerprint,
         }
-        return _encode(head)[:-1] + b',"choices":'
+        return encode(head)[:-1] + b',"choices":'
 
 
 class TextChunks:
@@ -50,11 +50,11 @@ class TextChunks:
     TEXT = "\0text\0"
 
     def __init__(self, head: bytes, choice: dict[str, object], tail: bytes) -> None:
-        before, _, after = _encode([choice]).partition(_encode(self.TEXT))
+        before, _, after = encode([choice]).partition(encode(self.TEXT))
         self._before, self._after = head + before, after + tail
 
     def of(self, text: str) -> bytes:
-        return self._before + _encode(text) + self._after
+        return self._before + encode(text) + self._after
 
 
 @dataclass(slots=True)
@@ -85,78 +85,6 @@ class Formatter(Protocol):
         ...
 
 
-class ChatFormatter:
-    def __init__(
-        self, head: AnswerHead, tokenizer: Tokenizer, logprobs: bool, usage_in_chunks: bool
-    ) -> None:
-        self._whole_head = head.json("chat.completion")
-        self._chunk_head = head.json("chat.completion.chunk")
-        self._tokenizer = tokenizer
-        self._logprobs = logprobs
-        self._null_usage = b',"usage":null}' if usage_in_chunks else b"}"
-        self._begun: dict[int, TextChunks] = {}
-
-    def chunks(self, index: int, delta: Delta, usage: Usage | None) -> list[bytes]:
-        begun = self._begun.get(index)
-        if begun and delta.text and not (self._logprobs or delta.finish_reason or usage):
-            return [begun.of(delta.text)]
-        content = {"content": delta.text} if delta.text else {}
-        entries = self._entries(delta.tokens)
-        chunks = []
-        if begun is None:
-            self._begun[index] = self._text_chunks(index)
-            chunks.append(
-                self._chunk(index, {"role": "assistant", "content": ""}, None, None, usage)
-            )
-        if content or entries or delta.finish_reason:
-            chunks.append(self._chunk(index, content, entries, delta.finish_reason, usage))
-        return chunks
-
-    def usage_chunk(self, usage: Usage) -> bytes:
-        return self._chunk_head + b'[],"usage":' + _encode(usage_json(usage)) + b"}"
-
-    def whole(self, choices: Sequence[CollectedChoice], usage: Usage) -> bytes:
-        objects = [
-            {
-                "index": index,
-                "message": {"role": "assistant", "content": "".join(each.text), "refusal": None},
-                "logprobs": self._entries(each.tokens),
-                "finish_reason": each.finish_reason,
-            }
-            for index, each in enumerate(choices)
-        ]
-        return self._whole_head + _encode(objects) + _tail(usage)
-
-    def _text_chunks(self, index: int) -> TextChunks:
-        choice = _chat_choice(index, {"content": TextChunks.TEXT}, None, None)
-        return TextChunks(self._chunk_head, choice, self._null_usage)
-
-    def _entries(self, tokens: Sequence[OutputToken]) -> dict[str, object] | None:
-        if not self._logprobs or not tokens:
-            return None
-        return {"content": chat_entries(self._tokenizer, tokens), "refusal": None}
-
-    def _chunk(
-        self,
-        index: int,
-        delta: dict[str, str],
-        logprobs: dict[str, object] | None,
-        finish_reason: str | None,
-        usage: Usage | None,
-    ) -> bytes:
-        choice = _chat_choice(index, delta, logprobs, finish_reason)
-        return self._chunk_head + _encode([choice]) + (_tail(usage) if usage else self._null_usage)
-
-
-def _chat_choice(
-    index: int,
-    delta: dict[str, str],
-    logprobs: dict[str, object] | None,
-    finish_reason: str | None,
-) -> dict[str, object]:
-    return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
-
-
 class CompletionFormatter:
     def __init__(
         self, head: AnswerHead, tokenizer: Tokenizer, logprobs: bool, usage_in_chunks: bool
@@ -174,17 +102,17 @@ class CompletionFormatter:
         choice = self._choice(index, delta.text, delta.tokens, delta.finish_reason)
         if not delta.text and not delta.finish_reason and choice["logprobs"] is None:
             return []
-        return [self._head + _encode([choice]) + (_tail(usage) if usage else self._null_usage)]
+        return [self._head + encode([choice]) + (tail(usage) if usage else self._null_usage)]
 
     def usage_chunk(self, usage: Usage) -> bytes:
-        return self._head + b'[],"usage":' + _encode(usage_json(usage)) + b"}"
+        return self._head + b'[],"usage":' + encode(usage_json(usage)) + b"}"
 
     def whole(self, choices: Sequence[CollectedChoice], usage: Usage) -> bytes:
         objects = [
             self._choice(index, "".join(each.text), each.tokens, each.finish_reason)
             for index, each in enumerate(choices)
         ]
-        return self._head + _encode(objects) + _tail(usage)
+        return self._head + encode(objects) + tail(usage)
 
     def _chunks_of(self, index: int) -> TextChunks:
         chunks = self._text_chunks.get(index)
@@ -218,5 +146,5 @@ def usage_json(usage: Usage) -> dict[str, object]:
     }
 
 
-def _tail(usage: Usage) -> bytes:
-    return b',"usage":' + _encode(usage_json(usage)) + b"}"
+def tail(usage: Usage) -> bytes:
+    return b',"usage":' + encode(usage_json(usage)) + b"}"

@@ -16,9 +16,9 @@ import msgspec
 
 from banyan_core.types import ModelCard
 from banyan_gateway import answer_shapes
+from banyan_gateway.messages import MESSAGE_NOT_YET
 from banyan_gateway.schema import (
     HARMLESS,
-    MESSAGE_NOT_YET,
     NOT_YET,
     ChatBody,
     CompletionBody,

@@ -23,8 +23,9 @@ class GenerationRequest:
     `sampling.seed` is always set; choice i uses H(seed, i). `request_id` is unique in the mesh:
     the HTTP half makes it and never takes it from a client. `deadline_ns` is a duration from
     `received_ns`, the instant (on the process's clock) at which the HTTP layer saw the request.
-    `model` is what the client named: the model, or `adapter`. `operation` is "chat" or
-    "text_completion", `traceparent` the client's trace as it wrote it.
+    `shown` are special tokens that the text spells out. `model` is what the client named: the
+    model, or `adapter`. `operation` is "chat" or "text_completion", `traceparent` the client's
+    trace as it wrote it.
     """
 
     request_id: str
@@ -44,6 +45,7 @@ class GenerationRequest:
     operation: str = "chat"
     traceparent: str | None = None
     adapter: Adapter | None = None
+    shown: tuple[str, ...] = ()
 
 
 class Delta(NamedTuple):

@@ -6,32 +6,33 @@ Pure and possibly slow (megabytes of text), so the API runs it off the event loo
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from banyan_core.types import Grammar, ModelCard, SamplingParams
 from banyan_gateway import validate
 from banyan_gateway.auth import Tenant
+from banyan_gateway.chat_prompt import chat_text
+from banyan_gateway.choice_parts import PLAIN, PartFormats
 from banyan_gateway.errors import invalid
+from banyan_gateway.model_formats import NO_FORMATS, ModelFormats
 from banyan_gateway.ports import GenerationRequest
+from banyan_gateway.prompts import PromptReader, Prompts
 from banyan_gateway.response_format import check_grammar, wanted_grammar
 from banyan_gateway.schema import (
-    PROMPTS_MAX,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
     GenerationBody,
-    Message,
     TokenizeBody,
     decode,
 )
 from banyan_gateway.served_models import ServedModels
+from banyan_gateway.tool_use import ToolUse, check_tools, tool_use
 from banyan_text.grammar import Grammars
-from banyan_text.template import TemplateError
 from banyan_text.tokenizer import Tokenizer
 
 CHOICES_MAX = 128
-_PIECE_TOKENS = 8192
+_TAIL_CHARS = 64  # of a prompt: longer than any tag that opens reasoning
 _INLINE_BODY_BYTES = 4096
 # Fields whose grammar has to be compiled, and the one way to write their names differently.
 _SLOW_WORDS = (b"response_format", b"structured_outputs", b"tool_choice", b"\\u")
@@ -65,30 +66,52 @@ class Prepared:
     stream: bool
     include_usage: bool
     continuous_usage: bool
+    parts: PartFormats = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
-class _Prompts:
-    param: str
-    token_ids: list[list[int]]
+class _Wanted:
+    """What a kind of body adds to what all have in common."""
+
+    logprobs: tuple[bool, int]
+    grammar: Grammar | None
+    parts: PartFormats = PLAIN
 
 
 class Preparer:
     """Knows the model that this gateway serves. Every method raises ApiError only."""
 
-    def __init__(self, tokenizer: Tokenizer, card: ModelCard, models: ServedModels) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        card: ModelCard,
+        models: ServedModels,
+        formats: ModelFormats = NO_FORMATS,
+    ) -> None:
         self._tokenizer = tokenizer
+        self._formats = formats
         self._card = card
         self._models = models
         self._grammars = Grammars(tokenizer, card.end_token_ids)
-        self._numbers = tuple(range(tokenizer.vocab_size))
+        self._prompts = PromptReader(tokenizer, card.context_tokens)
 
     def chat(self, data: bytes, arrival: Arrival) -> Prepared:
         body = decode(data, ChatBody)
         self._models.adapter_of(body.model)
         logprobs = validate.chat_logprobs(body)
-        prompt = self._chat_prompt(body.messages)
-        return self._prepare(body, _Prompts("messages", [prompt]), arrival, logprobs)
+        use = self._tool_use(body)
+        text = chat_text(
+            self._tokenizer,
+            body.messages,
+            None if use is None else use.described,
+            body.chat_template_kwargs,
+            body.add_generation_prompt,
+            bool(body.continue_final_message),
+        )
+        prompts = self._prompts.rendered(text)
+        grammar = self._grammar(body) if use is None or use.grammar is None else use.grammar
+        wanted = _Wanted(logprobs, grammar, self._parts(use, grammar, text))
+        return self._prepare(body, prompts, arrival, wanted)
 
     def completion(self, data: bytes, arrival: Arrival) -> Prepared:
         body = decode(data, CompletionBody)
@@ -96,8 +119,8 @@ class Preparer:
         logprobs = (body.logprobs is not None, body.logprobs or 0)
         if body.max_tokens is None:
             body.max_tokens = _COMPLETION_MAX_TOKENS
-        prompts = _Prompts("prompt", self._plain_prompts(body.prompt))
-        return self._prepare(body, prompts, arrival, logprobs)
+        prompts = self._prompts.plain(body.prompt)
+        return self._prepare(body, prompts, arrival, _Wanted(logprobs, self._grammar(body)))
 
     def tokenize(self, data: bytes) -> dict[str, object]:
         body = decode(data, TokenizeBody)
@@ -105,11 +128,11 @@ class Preparer:
         if (body.prompt is None) == (body.messages is None):
             raise invalid("prompt", "give either prompt or messages")
         if body.messages is not None:
-            token_ids = self._chat_prompt(body.messages)
+            text = chat_text(self._tokenizer, body.messages)
+            token_ids = self._prompts.rendered(text).token_ids[0]
         else:
-            token_ids = self._encode(
-                "prompt", body.prompt or "", body.add_special_tokens is not False
-            )
+            add_special = body.add_special_tokens is not False
+            token_ids = self._prompts.encode("prompt", body.prompt or "", add_special)
         strings = [
             self._tokenizer.token_bytes(each).decode("utf-8", "replace") for each in token_ids
         ]
@@ -126,48 +149,30 @@ class Preparer:
         validate.check_token_ids("tokens", body.tokens, self._tokenizer.vocab_size)
         return {"prompt": self._tokenizer.decode(body.tokens)}
 
-    def _chat_prompt(self, messages: Sequence[Message]) -> list[int]:
-        try:
-            text = self._tokenizer.render_chat(validate.chat_messages(messages))
-        except TemplateError as error:
-            raise invalid("messages", str(error)) from None
-        return self._encode("messages", text, add_special=False)
+    def _tool_use(self, body: ChatBody) -> ToolUse | None:
+        parallel = body.parallel_tool_calls is not False
+        token_of = self._tokenizer.special_ids.get
+        use = tool_use(body.tools, body.tool_choice, parallel, self._formats.tools, token_of)
+        if use is not None and use.grammar is not None:
+            self._check_ends("tool_choice", body)
+            check_tools(use, body.tools or (), self._grammars)
+        return use
 
-    def _plain_prompts(self, prompt: str | list[str | int | list[int]]) -> list[list[int]]:
-        if isinstance(prompt, str):
-            return [self._encode("prompt", prompt, add_special=True)]
-        token_ids = [each for each in prompt if isinstance(each, int)]
-        if token_ids and len(token_ids) == len(prompt):
-            return [self._checked_ids("prompt", token_ids)]
-        if token_ids or len({type(each) for each in prompt}) > 1:
-            raise invalid(
-                "prompt", "expected only strings, only token ids, or only lists of token ids"
-            )
-        if len(prompt) > PROMPTS_MAX:
-            raise invalid("prompt", f"expected 1 to {PROMPTS_MAX} prompts")
-        return [self._one_of_many(f"prompt[{i}]", each) for i, each in enumerate(prompt)]
-
-    def _one_of_many(self, param: str, prompt: str | int | list[int]) -> list[int]:
-        if isinstance(prompt, str):
-            return self._encode(param, prompt, add_special=True)
-        return self._checked_ids(param, prompt if isinstance(prompt, list) else [prompt])
-
-    def _checked_ids(self, param: str, token_ids: list[int]) -> list[int]:
-        validate.check_token_ids(param, token_ids, self._tokenizer.vocab_size)
-        return token_ids
-
-    def _encode(self, param: str, text: str, add_special: bool) -> list[int]:
-        num_tokens_min = len(text.encode()) // self._tokenizer.token_bytes_max
-        if num_tokens_min > self._card.context_tokens:  # do not even tokenise megabytes
-            raise validate.context_exceeded(param, self._card.context_tokens, num_tokens_min, 1)
-        return self._tokenizer.encode(text, add_special)
+    def _parts(self, use: ToolUse | None, grammar: Grammar | None, text: str) -> PartFormats:
+        """A grammar rules the answer from its first token on: it leaves no room for reasoning."""
+        return PartFormats(
+            tools=None if use is None else use.format,
+            reasoning=self._formats.reasoning if grammar is None else None,
+            calls_max=None if use is None else use.calls_max,
+            prompt_tail=text[-_TAIL_CHARS:],
+        )
 
     def _prepare(
         self,
         body: GenerationBody,
-        prompts: _Prompts,
+        prompts: Prompts,
         arrival: Arrival,
-        logprobs: tuple[bool, int],
+        asked: _Wanted,
     ) -> Prepared:
         validate.refuse_not_yet(body)
         include_usage, continuous_usage = validate.stream_options(body)
@@ -178,9 +183,9 @@ class Preparer:
         sampling = validate.sampling(body, arrival.drawn_seed, self._tokenizer.vocab_size)
         sampling = dataclasses.replace(
             sampling,
-            logprobs=logprobs[0],
-            num_top_logprobs=logprobs[1],
-            grammar=self._grammar(body),
+            logprobs=asked.logprobs[0],
+            num_top_logprobs=asked.logprobs[1],
+            grammar=asked.grammar,
         )
         template = GenerationRequest(
             request_id=arrival.answer_id,
@@ -200,25 +205,35 @@ class Preparer:
             received_ns=arrival.received_ns,
             operation=arrival.operation,
             traceparent=arrival.traceparent,
+            shown=asked.parts.shown,
         )
         wanted = validate.wanted_max_tokens(body)
         requests = self._requests(template, prompts, sampling, wanted)
-        ignored = validate.ignored_fields(body)
-        return Prepared(requests, ignored, bool(body.stream), include_usage, continuous_usage)
+        return Prepared(
+            requests,
+            validate.ignored_fields(body),
+            bool(body.stream),
+            include_usage,
+            continuous_usage,
+            asked.parts,
+        )
 
     def _grammar(self, body: GenerationBody) -> Grammar | None:
         wanted = wanted_grammar(body.response_format, body.structured_outputs)
         if wanted is None:
             return None
-        if body.min_tokens:
-            raise invalid("min_tokens", f"expected 0 with {wanted[0]}, which says when to end")
+        self._check_ends(wanted[0], body)
         check_grammar(*wanted, self._grammars)
         return wanted[1]
+
+    def _check_ends(self, param: str, body: GenerationBody) -> None:
+        if body.min_tokens:
+            raise invalid("min_tokens", f"expected 0 with {param}, which says when to end")
 
     def _requests(
         self,
         template: GenerationRequest,
-        prompts: _Prompts,
+        prompts: Prompts,
         sampling: SamplingParams,
         wanted: tuple[str, int | None],
     ) -> tuple[GenerationRequest, ...]:
@@ -234,22 +249,11 @@ class Preparer:
                 dataclasses.replace(
                     template,
                     request_id=request_id,
-                    prompt_token_ids=self._shared(token_ids),
+                    prompt_token_ids=self._prompts.shared(token_ids),
                     sampling=dataclasses.replace(sampling, max_tokens=max_tokens),
                 )
             )
         return tuple(requests)
-
-    def _shared(self, token_ids: Sequence[int]) -> tuple[int, ...]:
-        """The same numbers as objects that all prompts share: 8 bytes a token, not 40.
-
-        Piece by piece, since other threads get their turn only between calls like these.
-        """
-        number = self._numbers.__getitem__
-        shared: list[int] = []
-        for start in range(0, len(token_ids), _PIECE_TOKENS):
-            shared.extend(map(number, token_ids[start : start + _PIECE_TOKENS]))
-        return tuple(shared)
 
     def _max_tokens(
         self, param: str, num_prompt_tokens: int, wanted: tuple[str, int | None]

@@ -8,14 +8,16 @@ whose effect a client would miss (`NotYet`), which are refused unless their valu
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
 from msgspec import Meta
 
 from banyan_gateway.errors import ApiError
+from banyan_gateway.messages import Messages
 from banyan_gateway.response_format import ResponseFormat, StructuredOutputs
 from banyan_gateway.schema_errors import explain
+from banyan_gateway.tool_schema import ToolChoice, Tools
 
 PROMPTS_MAX = 64
 LOGIT_BIAS_MAX = 1024
@@ -72,15 +74,12 @@ class WithoutEffect(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     prompt_cache_options: Any = None
     verbosity: Any = None
     reasoning_effort: Any = None
-    parallel_tool_calls: Any = None
     prediction: Any = None
     moderation: Any = None
     session_id: Any = None
 
 
 class NotYet(WithoutEffect, kw_only=True):
-    tools: Any = None
-    tool_choice: Any = None
     functions: Any = None
     function_call: Any = None
     modalities: Any = None
@@ -92,9 +91,6 @@ class NotYet(WithoutEffect, kw_only=True):
     skip_special_tokens: Any = None
     return_token_ids: Any = None
     chat_template: Any = None
-    chat_template_kwargs: Any = None
-    add_generation_prompt: Any = None
-    continue_final_message: Any = None
     echo: Any = None
     suffix: Any = None
     best_of: Any = None
@@ -111,17 +107,12 @@ NOT_YET: Final = tuple(
 )
 # Values with which a field of `NotYet` asks for nothing that is missing.
 HARMLESS: Final[dict[str, Any]] = {
-    "tools": [],
     "functions": [],
-    "tool_choice": "none",
     "modalities": ["text"],
     "skip_special_tokens": True,
     "return_token_ids": False,
-    "add_generation_prompt": True,
-    "continue_final_message": False,
     "echo": False,
     "best_of": 1,
-    "chat_template_kwargs": {},
     "use_beam_search": False,
     "length_penalty": 1.0,
     "spaces_between_special_tokens": True,
@@ -162,39 +153,17 @@ class GenerationBody(NotYet, kw_only=True):
     structured_outputs: StructuredOutputs | None = None
 
 
-class ContentPart(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    type: Literal["text"]
-    text: str
-
-
-class Message(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[ContentPart]
-    name: str | None = None
-    refusal: Any = None
-    annotations: Any = None
-    audio: Any = None
-    tool_calls: Any = None
-    tool_call_id: Any = None
-    function_call: Any = None
-    reasoning_content: Any = None
-
-
-MESSAGE_NOT_YET: Final = (
-    "audio",
-    "tool_calls",
-    "tool_call_id",
-    "function_call",
-    "reasoning_content",
-)
-Messages = Annotated[list[Message], Meta(min_length=1)]
-
-
 class ChatBody(GenerationBody, kw_only=True):
     messages: Messages
     max_completion_tokens: Positive | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    tools: Tools | None = None
+    tool_choice: ToolChoice | None = None
+    parallel_tool_calls: bool | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
 
 
 class CompletionBody(GenerationBody, kw_only=True):

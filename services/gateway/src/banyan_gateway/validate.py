@@ -13,24 +13,18 @@ from banyan_gateway.errors import ApiError, invalid
 from banyan_gateway.schema import (
     HARMLESS,
     LOGIT_BIAS_ABS_MAX,
-    MESSAGE_NOT_YET,
     NOT_YET,
     ChatBody,
-    ContentPart,
     GenerationBody,
-    Message,
     WithoutEffect,
 )
 
 LOGIT_BIAS_KEY_CHARS_MAX = 40
 
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
-_EMPTY_LISTS = ("tools", "functions")  # some clients always send them, empty
-
 
 def ignored_fields(body: GenerationBody) -> tuple[str, ...]:
     """Fields that were given, are known, and have no effect."""
-    known = (*WithoutEffect.__struct_fields__, *_EMPTY_LISTS)
+    known = (*WithoutEffect.__struct_fields__, "functions")  # some clients always send it, empty
     given = [name for name in known if getattr(body, name) is not None]
     options = body.stream_options
     if options is not None and options.include_obfuscation is not None:
@@ -105,29 +99,10 @@ def chat_logprobs(body: ChatBody) -> tuple[bool, int]:
     return bool(body.logprobs), body.top_logprobs or 0
 
 
-def chat_messages(messages: Sequence[Message]) -> list[dict[str, str]]:
-    """Role, text and name of each message, as chat templates take them."""
-    return [_message(f"messages[{index}]", each) for index, each in enumerate(messages)]
-
-
 def check_token_ids(param: str, token_ids: Sequence[int], vocab_size: int) -> None:
     for index, token_id in enumerate(token_ids):
         if not 0 <= token_id < vocab_size:
             raise invalid(f"{param}[{index}]", f"expected a token id from 0 to {vocab_size - 1}")
-
-
-def _message(param: str, message: Message) -> dict[str, str]:
-    for name in MESSAGE_NOT_YET:
-        if getattr(message, name) is not None:
-            raise invalid(f"{param}.{name}", "is not supported yet", "unsupported_parameter")
-    plain = {"role": _ROLES[message.role], "content": _content(message.content)}
-    if message.name is not None:
-        plain["name"] = message.name
-    return plain
-
-
-def _content(content: str | list[ContentPart]) -> str:
-    return content if isinstance(content, str) else "\n".join(part.text for part in content)
 
 
 def _logit_bias(biases: dict[str, Any], vocab_size: int) -> tuple[tuple[int, float], ...]:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from banyan_text.grammar import JSON_BLANKS
 from banyan_text.tools.format import TokenOf, Tool
 
 CALLS_MAX = 16
@@ -17,7 +18,9 @@ def call_schema(tools: Sequence[Tool], argument_key: str) -> str:
     calls = [
         _object({"name": {"const": tool.name}, argument_key: tool.parameters}) for tool in tools
     ]
-    return json.dumps(calls[0] if len(calls) == 1 else {"anyOf": calls})
+    schema: dict[str, Any] = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    # As everywhere else, or a weak model fills its calls with blanks.
+    return json.dumps({**schema, "x-guidance": {"whitespace_pattern": JSON_BLANKS}})
 
 
 def repeated(rule: str, parallel: bool, separator: str = "") -> str:
