@@ -35,7 +35,7 @@ NUM_STREAMS = 4
 HARM_TIMEOUT_S = 50.0
 POOL_BLOCKS = 16_384
 """Of each worker, so that prompts of 100,000 tokens fit at all: who fits nowhere only waits."""
-STORE_BYTES = 16 * MEGABYTE
+STORE_BYTES = MEGABYTE
 """Of its disk: an echo's blocks are small, and removing a million files takes minutes."""
 
 
@@ -149,20 +149,20 @@ def main() -> None:
         return
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
     harms = [harm for harm in HARMS if not options.only or harm.__name__ in options.only]
-    with running() as target:
-        os.nice(10)
-        found = {}
-        for harm in harms:
-            found[harm.__name__] = asyncio.run(measure(harm, target))
-            print(harm.__name__, json.dumps(found[harm.__name__]), flush=True)
+    found: dict[str, Any] = {}
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", "load-tests/abuse.py", *sys.argv[1:]]),
         "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
         "harms": found,
     }
-    if options.out is not None:
-        options.out.write_text(json.dumps(result, indent=1) + "\n")
+    with running() as target:
+        os.nice(10)
+        for harm in harms:
+            found[harm.__name__] = asyncio.run(measure(harm, target))
+            print(harm.__name__, json.dumps(found[harm.__name__]), flush=True)
+            if options.out is not None:
+                options.out.write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":
