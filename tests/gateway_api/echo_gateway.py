@@ -48,7 +48,9 @@ class EchoGateway:
         try:
             num_output_tokens = 0
             for choice in range(request.n):
-                text = ChoiceText(self._tokenizer, request.stop, request.include_stop)
+                text = ChoiceText(
+                    self._tokenizer, request.stop, request.include_stop, shown=request.shown
+                )
                 async for delta in self._choice(request, choice, text):
                     self.num_deltas += 1
                     yield [delta]

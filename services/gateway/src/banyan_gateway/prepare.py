@@ -180,7 +180,7 @@ class Preparer:
         n = body.n or 1
         if n * len(prompts.token_ids) > CHOICES_MAX:
             raise invalid("n", f"expected at most {CHOICES_MAX} choices over all prompts")
-        sampling = validate.sampling(body, arrival.drawn_seed, self._tokenizer.vocab_size)
+        sampling = validate.sampling(body, arrival.drawn_seed, self._tokenizer)
         sampling = dataclasses.replace(
             sampling,
             logprobs=asked.logprobs[0],
@@ -205,7 +205,7 @@ class Preparer:
             received_ns=arrival.received_ns,
             operation=arrival.operation,
             traceparent=arrival.traceparent,
-            shown=asked.parts.shown,
+            shown=self._shown(body, asked.parts),
         )
         wanted = validate.wanted_max_tokens(body)
         requests = self._requests(template, prompts, sampling, wanted)
@@ -229,6 +229,14 @@ class Preparer:
     def _check_ends(self, param: str, body: GenerationBody) -> None:
         if body.min_tokens:
             raise invalid("min_tokens", f"expected 0 with {param}, which says when to end")
+        if body.allowed_token_ids is not None:
+            raise invalid("allowed_token_ids", f"{param} says already what is allowed")
+
+    def _shown(self, body: GenerationBody, parts: PartFormats) -> tuple[str, ...]:
+        """The special tokens that the text spells out."""
+        if body.skip_special_tokens is False:
+            return tuple(self._tokenizer.special_ids)
+        return parts.shown
 
     def _requests(
         self,

@@ -26,6 +26,7 @@ LOGIT_BIAS_ABS_MAX = 100.0
 Text = Annotated[str, Meta(min_length=1)]
 TokenIds = list[Annotated[int, Meta(ge=0)]]
 StopString = Annotated[str, Meta(min_length=1, max_length=256)]
+BadWord = Annotated[str, Meta(min_length=1, max_length=256)]
 StopStrings = Annotated[list[StopString], Meta(max_length=4)]
 Temperature = Annotated[float, Meta(ge=0, le=2)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -86,9 +87,6 @@ class NotYet(WithoutEffect, kw_only=True):
     audio: Any = None
     web_search_options: Any = None
     logits_processors: Any = None
-    allowed_token_ids: Any = None
-    bad_words: Any = None
-    skip_special_tokens: Any = None
     return_token_ids: Any = None
     chat_template: Any = None
     echo: Any = None
@@ -109,7 +107,6 @@ NOT_YET: Final = tuple(
 HARMLESS: Final[dict[str, Any]] = {
     "functions": [],
     "modalities": ["text"],
-    "skip_special_tokens": True,
     "return_token_ids": False,
     "echo": False,
     "best_of": 1,
@@ -142,6 +139,10 @@ class GenerationBody(NotYet, kw_only=True):
     logit_bias: LogitBias | None = None
     top_k: Annotated[int, Meta(ge=-1, le=2**31 - 1)] | None = None
     min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    typical_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    bad_words: Annotated[list[BadWord], Meta(max_length=128)] | None = None
+    allowed_token_ids: Annotated[TokenIds, Meta(min_length=1)] | None = None
+    skip_special_tokens: bool | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     ignore_eos: bool | None = None

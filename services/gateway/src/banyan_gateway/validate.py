@@ -18,6 +18,7 @@ from banyan_gateway.schema import (
     GenerationBody,
     WithoutEffect,
 )
+from banyan_text.tokenizer import Tokenizer
 
 LOGIT_BIAS_KEY_CHARS_MAX = 40
 
@@ -72,15 +73,20 @@ def wanted_max_tokens(body: GenerationBody) -> tuple[str, int | None]:
     return name, value
 
 
-def sampling(body: GenerationBody, drawn_seed: int, vocab_size: int) -> SamplingParams:
+def sampling(body: GenerationBody, drawn_seed: int, tokenizer: Tokenizer) -> SamplingParams:
     """All but `max_tokens` and logprobs, which other functions here give."""
+    vocab_size = tokenizer.vocab_size
     seed = drawn_seed if body.seed is None else body.seed
     check_token_ids("stop_token_ids", body.stop_token_ids or (), vocab_size)
+    check_token_ids("allowed_token_ids", body.allowed_token_ids or (), vocab_size)
     return SamplingParams(
         temperature=_given(body.temperature, 1.0),
         top_p=_given(body.top_p, 1.0),
         top_k=max(0, body.top_k or 0),
         min_p=_given(body.min_p, 0.0),
+        typical_p=_given(body.typical_p, 1.0),
+        bad_words=_bad_words(body.bad_words or (), tokenizer),
+        allowed_token_ids=tuple(sorted(set(body.allowed_token_ids or ()))),
         presence_penalty=_given(body.presence_penalty, 0.0),
         frequency_penalty=_given(body.frequency_penalty, 0.0),
         repetition_penalty=_given(body.repetition_penalty, 1.0),
@@ -119,6 +125,13 @@ def _logit_bias(biases: dict[str, Any], vocab_size: int) -> tuple[tuple[int, flo
             raise invalid(param, f"expected a number from {-limit} to {limit}")
         checked[int(key)] = float(bias)
     return tuple(sorted(checked.items()))
+
+
+def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
+    """Each word as it is written and, since tokens hold blanks, as it follows one."""
+    spelled = [text for word in words for text in (word, " " + word.lstrip())]
+    tokens = (tuple(tokenizer.encode(text, add_special=False)) for text in spelled)
+    return tuple(dict.fromkeys(each for each in tokens if each))
 
 
 def _given(value: float | None, default: float) -> float:
