@@ -206,3 +206,16 @@ def test_files_that_change_while_they_are_read_are_not_served(tmp_path: Path) ->
         assert await place.said(worker, "r/0/2", place.found("one")) == place.expected("one")
 
     run(tmp_path, test)
+
+
+def test_a_sequence_with_nothing_to_fetch_waits_for_its_adapter(tmp_path: Path) -> None:
+    async def test(place: Place) -> None:
+        adapter = place.write("one", 1)
+        worker = await place.worker("d1")
+        for number in range(2):  # not loaded yet, then loaded
+            spec = place.spec(f"r/{number}/1", adapter)
+            assert worker.work.admit_decode(spec, None, skip_store=True) is None
+            told = await place.gateway.until(spec.sequence_id)
+            assert told.output() == place.expected("one"), told.error
+
+    run(tmp_path, test)

@@ -84,6 +84,13 @@ class AdapterPool:
         self._used_by[spec.sequence_id] = adapter.digest
         return None
 
+    def is_ready(self, adapter: Adapter | None) -> bool:
+        """Whether a claimed adapter can be computed with at once."""
+        if adapter is None or self._source is None:
+            return True
+        held = self._held[adapter.digest]
+        return held.loading is not None and held.loading.done() and not held.wrong
+
     async def load(self, adapter: Adapter | None) -> None:
         """Returns when a claimed adapter can be computed with. Raises AdapterError."""
         if adapter is None or self._source is None:

@@ -146,7 +146,7 @@ class Work:
     def _onboard(
         self, spec: SequenceSpec, source: LeasedKv | None, skip_store: bool, hold: bool
     ) -> None:
-        if source is None and skip_store:
+        if source is None and skip_store and self.parts.adapters.is_ready(spec.adapter):
             self._submit(spec, Onboarded(""), hold)
             return
         task = self._tasks.spawn_brief("onboard", self._fetch_and_submit(spec, source, hold))
@@ -162,11 +162,10 @@ class Work:
             async with asyncio.timeout(remaining_s):
                 await self.parts.adapters.load(spec.adapter)
                 onboarded = await self._fetch(spec, source)
-        except TimeoutError:
-            self._end_unsubmitted(spec, Finish.CANCELLED, "its deadline passed")
-            return
-        except AdapterError as error:
-            self._end_unsubmitted(spec, Finish.FAILED, str(error))
+        except (TimeoutError, AdapterError) as error:
+            is_late = isinstance(error, TimeoutError)
+            finish = Finish.CANCELLED if is_late else Finish.FAILED
+            self._end_unsubmitted(spec, finish, "its deadline passed" if is_late else str(error))
             return
         finally:
             self._fetching.pop(spec.sequence_id, None)
