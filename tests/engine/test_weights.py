@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -189,3 +191,34 @@ def test_a_familys_own_tensors_are_missed_and_surplus_in_others(
     )
     with pytest.raises(ModelError, match=r"weights: surplus model\.layers\.0\.extra\.bias$"):
         load(folder)
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+
+import torch
+
+from banyan_engine.spec import read_spec
+from banyan_engine.weights import load_weights
+
+
+def peak_bytes():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
+
+
+folder, before = Path(sys.argv[1]), peak_bytes()
+weights = load_weights(folder, read_spec(folder), torch.float32)
+print(peak_bytes() - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="asks Linux for its peak memory")
+def test_loading_takes_the_memory_of_the_weights_once(tmp_path: Path) -> None:
+    sizes = {"vocab_size": 4000, "hidden_size": 512, "intermediate_size": 2048}
+    folder = write_random_model(tmp_path, TINY_CONFIG | sizes | {"num_hidden_layers": 6}, seed=0)
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, str(folder)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < 1.5 * (folder / "model.safetensors").stat().st_size

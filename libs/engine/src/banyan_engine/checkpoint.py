@@ -6,11 +6,14 @@ does something which the decoder does not.
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
 
 from banyan_engine.spec import ModelError, ModelSpec, read_json
 
@@ -129,6 +132,19 @@ def check_tensors(sources: dict[str, Any], shapes: dict[str, tuple[int, ...]]) -
     for name, shape in shapes.items():
         if (found := tuple(sources[name].get_slice(name).get_shape())) != shape:
             raise ModelError(f"weights: {name}: shape {list(found)}, expected {list(shape)}")
+
+
+def let_go(mapped: Tensor) -> None:
+    """Say that a tensor of an open file, which was copied, will not be read again.
+
+    Else its pages count as this process's memory until the file is closed: a second copy of all
+    weights, at the worst of times.
+    """
+    start, end = mapped.data_ptr(), mapped.data_ptr() + mapped.nbytes
+    start, end = -(-start // mmap.PAGESIZE) * mmap.PAGESIZE, end // mmap.PAGESIZE * mmap.PAGESIZE
+    if start < end:
+        length = ctypes.c_size_t(end - start)
+        ctypes.CDLL(None).madvise(ctypes.c_void_p(start), length, mmap.MADV_DONTNEED)
 
 
 def _some(names: list[str]) -> str:

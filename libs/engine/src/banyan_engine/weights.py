@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from banyan_core.model_spec import ExpertsSpec
-from banyan_engine.checkpoint import check_tensors, expected_shapes, norm_names, open_files
+from banyan_engine.checkpoint import check_tensors, expected_shapes, let_go, norm_names, open_files
 from banyan_engine.linear import Dense, Weight, dense, quantize_int4, quantize_int8
 from banyan_engine.spec import ModelError, ModelSpec
 
@@ -177,7 +177,10 @@ class _Loader:
     def _take(self, *names: str, dtype: torch.dtype | None = None) -> Tensor:
         """The named tensors, one below the other, in fresh memory."""
         parts = [_floating(name, self._sources[name].get_tensor(name)) for name in names]
-        return torch.cat([part.to(dtype or self._dtype) for part in parts])
+        taken = torch.cat([part.to(dtype or self._dtype) for part in parts])
+        for part in parts:
+            let_go(part)
+        return taken
 
 
 _GATE_UP = ("gate_proj", "up_proj")
