@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
@@ -36,6 +38,20 @@ def test_a_slow_stream_gets_several_steps_in_one_report() -> None:
     assert [token.token_id for token in report.tokens] == [7, 8]
     assert report.figures is not None
     assert outbox.collect("gateway", stream) == ()
+
+
+def test_prompt_logprobs_go_out_once_and_again_on_a_new_stream() -> None:
+    outbox, old = opened("a")
+    likely = (OutputToken(2, -0.5), OutputToken(3, -0.25))
+    outbox.add(1, [replace(news("a", 0, 7), prompt_logprobs=likely), news("a", 1, 8)])
+    (report,) = outbox.collect("gateway", old) or ()
+    assert report.prompt_logprobs == likely
+    outbox.add(2, [news("a", 2, 9)])
+    (report,) = outbox.collect("gateway", old) or ()
+    assert report.prompt_logprobs == ()
+    new, _ = outbox.attach(3, "gateway", 1, {"a": 1})
+    (report,) = outbox.collect("gateway", new) or ()
+    assert report.prompt_logprobs == likely
 
 
 def test_a_new_stream_replaces_the_old_and_sends_again_from_the_wanted_index() -> None:

@@ -55,6 +55,31 @@ def test_a_second_turn_finds_the_first_in_the_cache(mesh: RunningMesh) -> None:
     assert cached >= usage.prompt_tokens - 2 * 16
 
 
+def test_a_prompt_is_as_likely_as_the_same_tokens_were_as_output(mesh: RunningMesh) -> None:
+    """Over prefill and decode workers, and although the prompt's blocks are in their caches."""
+    with mesh.client() as client:
+        ids = client.post("../tokenize", cast_to=dict, body={"prompt": QUESTION})["tokens"]
+        said = client.completions.create(
+            model=mesh.model(), prompt=ids, max_tokens=8, logprobs=0, seed=5
+        )
+        logprobs = said.choices[0].logprobs
+        assert logprobs is not None
+        assert logprobs.token_logprobs is not None
+        output = client.post("../tokenize", cast_to=dict, body={"prompt": said.choices[0].text})
+        again = client.completions.create(
+            model=mesh.model(),
+            prompt=[*ids, *output["tokens"]],
+            max_tokens=2,
+            extra_body={"prompt_logprobs": 0},
+        )
+    entries = again.choices[0].to_dict()["prompt_logprobs"]
+    assert isinstance(entries, list)
+    assert entries[0] is None
+    assert len(entries) == len(ids) + len(output["tokens"])
+    likely = [next(iter(each.values()))["logprob"] for each in entries[len(ids) :]]
+    assert likely == pytest.approx(logprobs.token_logprobs[: len(likely)], abs=1e-5)
+
+
 def test_tokens_make_the_round_trip(mesh: RunningMesh) -> None:
     with mesh.client() as client:
         ids = client.post("../tokenize", cast_to=dict, body={"prompt": QUESTION})["tokens"]

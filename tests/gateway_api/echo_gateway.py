@@ -80,6 +80,10 @@ class EchoGateway:
         self, request: GenerationRequest, choice: int, text: ChoiceText
     ) -> AsyncGenerator[Delta, None]:
         prompt = request.prompt_token_ids
+        if request.sampling.num_prompt_logprobs is not None:
+            top = ((5, -0.1),) * request.sampling.num_prompt_logprobs
+            likely = tuple(OutputToken(each, -2.0, top) for each in prompt[1:])
+            yield Delta(choice, "", (), None, likely)
         for index in range(request.sampling.max_tokens):
             if index == self.script.num_tokens:
                 await asyncio.sleep(self.script.wait_s)

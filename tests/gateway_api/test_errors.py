@@ -76,6 +76,7 @@ BAD_FIELDS: list[tuple[str, dict[str, Any], str]] = [
     ("chat", {"bad_words": ["a", ""]}, "bad_words[1]"),
     ("chat", {"bad_words": ["a"] * 129}, "bad_words"),
     ("chat", {"typical_p": 0}, "typical_p"),
+    ("chat", {"stream": True, "prompt_logprobs": 1}, "prompt_logprobs"),
     ("chat", {"skip_special_tokens": "no"}, "skip_special_tokens"),
     ("chat", {"cache_salt": ""}, "cache_salt"),
     ("chat", {"cache_salt": "x" * 1025}, "cache_salt"),

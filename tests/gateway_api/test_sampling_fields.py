@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import httpx2
+import msgspec
 import pytest
 from tests.gateway_api.echo_gateway import EchoGateway
 
 from banyan_core.types import SamplingParams
+from banyan_gateway import answer_shapes
 
 PLAIN = {"model": "echo", "prompt": "hi", "max_tokens": 2, "seed": 1}
 CHAT = {
@@ -53,3 +55,17 @@ async def test_special_tokens_are_shown_to_who_asks(
         said = response.json()["choices"][0]["message"]["content"]
         assert said.startswith(text)
         assert bool(gateway.requests[-1].shown) == (skip is False)
+
+
+async def test_prompt_logprobs_have_vllms_shape(http: httpx2.AsyncClient) -> None:
+    response = await http.post("/v1/completions", json=PLAIN | {"prompt_logprobs": 1})
+    answer = msgspec.json.decode(response.content, type=answer_shapes.CompletionAnswer)
+    entry = {
+        str(ord("i")): answer_shapes.PromptLogprob(logprob=-2.0, rank=None, decoded_token="i"),
+        "5": answer_shapes.PromptLogprob(logprob=-0.1, rank=1, decoded_token="\x05"),
+    }
+    assert answer.choices[0].prompt_logprobs == [None, entry]
+    response = await http.post("/v1/chat/completions", json=CHAT | {"prompt_logprobs": 0, "n": 2})
+    chat = msgspec.json.decode(response.content, type=answer_shapes.ChatAnswer)
+    assert isinstance(chat.prompt_logprobs, list)
+    assert len(chat.prompt_logprobs) == chat.usage.prompt_tokens

@@ -118,7 +118,7 @@ class Batch:
         kind = ChatFormatter if opened.is_chat else CompletionFormatter
         formatter = kind(head, self._tokenizer, first.sampling.logprobs, usage_in_chunks=False)
         choices = [
-            CollectedChoice([each.text], each.tokens, each.finish_reason)
+            CollectedChoice([each.text], each.tokens, each.finish_reason, answer.prompt_logprobs)
             for answer in answers
             for each in answer.choices
         ]

@@ -60,6 +60,7 @@ class Choice:
     ticket: Ticket
     phase: Phase = Phase.HELD
     tokens: list[OutputToken] = field(default_factory=list)
+    has_prompt_logprobs: bool = False
     early: dict[int, OutputToken] = field(default_factory=dict)
     legs: list[Leg] = field(default_factory=list)
     num_attempts: int = 0  # every Place, Prefill and Decode gets its own number
@@ -98,6 +99,13 @@ class Choice:
     def promised(self) -> bool:
         """Every worker that was asked has said yes."""
         return all(leg.admitted_ns is not None for leg in self.legs if leg.running)
+
+    def take_prompt_logprobs(self, found: tuple[OutputToken, ...]) -> tuple[OutputToken, ...]:
+        """The first that come; another worker may compute them again."""
+        if self.has_prompt_logprobs:
+            return ()
+        self.has_prompt_logprobs = bool(found)
+        return found
 
     def take(
         self, first_index: int, tokens: Sequence[OutputToken]

@@ -170,7 +170,10 @@ class Journey:
             return
         if fresh:
             self._deliver(now, choice, leg)
-            self._emit(Deliver(self.accepted.request_id, choice.index, fresh))
+        prompt_logprobs = choice.take_prompt_logprobs(report.prompt_logprobs)
+        if fresh or prompt_logprobs:
+            request_id = self.accepted.request_id
+            self._emit(Deliver(request_id, choice.index, fresh, prompt_logprobs))
         if report.finish is not None:
             self._leg_ended(now, choice, leg, report)
         self._finish_when_complete(now, choice)

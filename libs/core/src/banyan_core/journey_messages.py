@@ -182,11 +182,12 @@ class ReleaseLease:
 
 @dataclass(slots=True)  # not frozen: one is made per token
 class Deliver:
-    """Tokens for the client, in order, each index once."""
+    """Tokens for the client, in order, each index once; and, once, those of the prompt."""
 
     request_id: str
     choice: int
     tokens: tuple[OutputToken, ...]
+    prompt_logprobs: tuple[OutputToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

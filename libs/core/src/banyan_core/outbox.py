@@ -31,6 +31,8 @@ class _Record:
     error: str = ""
     figures: SequenceFigures | None = None
     figures_due: bool = False
+    prompt_logprobs: tuple[OutputToken, ...] = ()
+    prompt_due: bool = False
     ended_ns: int = 0
 
     def rewind(self, wanted_index: int) -> None:
@@ -38,15 +40,19 @@ class _Record:
         last = self.first_index + len(self.tokens)
         self.next_index = min(max(wanted_index, self.first_index), last)
         self.figures_due = self.figures is not None
+        self.prompt_due = bool(self.prompt_logprobs)
 
     def take(self) -> SequenceReport:
         """What the stream has not sent yet."""
         start = self.next_index
         tokens = tuple(self.tokens[start - self.first_index :])
         figures = self.figures if self.figures_due else None
+        prompt_logprobs = self.prompt_logprobs if self.prompt_due else ()
         self.next_index += len(tokens)
-        self.figures_due = False
-        return SequenceReport(self.sequence_id, start, tokens, self.finish, self.error, figures)
+        self.figures_due = self.prompt_due = False
+        return SequenceReport(
+            self.sequence_id, start, tokens, self.finish, self.error, figures, prompt_logprobs
+        )
 
 
 @dataclass(slots=True)
@@ -105,6 +111,8 @@ class Outbox:
             record.tokens.extend(report.tokens)
             if report.figures is not None:
                 record.figures, record.figures_due = report.figures, True
+            if report.prompt_logprobs:
+                record.prompt_logprobs, record.prompt_due = report.prompt_logprobs, True
             if report.finish is not None:
                 record.finish, record.error = report.finish, report.error
                 record.ended_ns = now

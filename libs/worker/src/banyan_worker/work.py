@@ -185,7 +185,9 @@ class Work:
 
     def _submit(self, spec: SequenceSpec, onboarded: Onboarded, hold: bool) -> None:
         # With logprobs the engine samples a fetched token again: the fetch has only its id.
-        if onboarded.new_token_ids and not spec.sampling.logprobs:
+        sampling = spec.sampling
+        told_more = sampling.logprobs or sampling.num_prompt_logprobs is not None
+        if onboarded.new_token_ids and not told_more:
             new = tuple(OutputToken(token_id) for token_id in onboarded.new_token_ids)
             report = SequenceReport(spec.sequence_id, len(spec.output_token_ids), new)
             self.parts.streams.add(0, [report])

@@ -41,12 +41,17 @@ class Answer:
         """Counted up to and including the token that completed a stop string."""
         return sum(text.num_output_tokens for text in self._texts)
 
-    def push(self, choice: int, tokens: tuple[OutputToken, ...]) -> None:
+    def push(
+        self,
+        choice: int,
+        tokens: tuple[OutputToken, ...],
+        prompt_logprobs: tuple[OutputToken, ...] = (),
+    ) -> None:
         if self._stopped[choice]:
             return
         text, released, stopped = self._texts[choice].push(tokens)
-        if text or released:
-            self._put(Delta(choice, text, released))
+        if text or released or prompt_logprobs:
+            self._put(Delta(choice, text, released, None, prompt_logprobs))
         if stopped:
             self._stopped[choice] = True
             self._on_stop(choice, self._texts[choice].num_output_tokens)

@@ -91,10 +91,20 @@ class AnswerFields(Shape):
     system_fingerprint: str
 
 
+class PromptLogprob(Shape):
+    logprob: float
+    rank: int | None
+    decoded_token: str
+
+
+PromptLogprobs = list[dict[str, PromptLogprob] | None]
+
+
 class ChatAnswer(AnswerFields):
     object: Literal["chat.completion"]
     choices: list[ChatChoice]
     usage: UsageCounts
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class FunctionDelta(Shape):
@@ -143,6 +153,7 @@ class CompletionChoice(Shape):
     text: str
     logprobs: PlainLogprobs | None
     finish_reason: FinishReason
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class CompletionAnswer(AnswerFields):

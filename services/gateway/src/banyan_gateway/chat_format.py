@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from banyan_core.types import OutputToken
 from banyan_gateway.choice_parts import PLAIN, ChoiceParts, Part, PartFormats, Reasoning
-from banyan_gateway.logprobs import chat_entries
+from banyan_gateway.logprobs import chat_entries, prompt_entries
 from banyan_gateway.openai_format import AnswerHead, CollectedChoice, TextChunks, encode, tail
 from banyan_gateway.openai_format import usage_json as _usage_json
 from banyan_gateway.ports import Delta, Usage
@@ -94,7 +94,11 @@ class ChatFormatter:
 
     def whole(self, choices: Sequence[CollectedChoice], usage: Usage) -> bytes:
         objects = [self._whole_choice(index, each) for index, each in enumerate(choices)]
-        return self._whole_head + encode(objects) + tail(usage)
+        found = choices[0].prompt_logprobs  # the choices have one prompt
+        if not found:
+            return self._whole_head + encode(objects) + tail(usage)
+        entries = b',"prompt_logprobs":' + encode(prompt_entries(self._tokenizer, found))
+        return self._whole_head + encode(objects) + entries + tail(usage)
 
     def _begin(self, index: int) -> _Begun:
         choice = _chat_choice(index, {"content": TextChunks.TEXT}, None, None)

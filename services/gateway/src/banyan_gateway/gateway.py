@@ -293,7 +293,7 @@ class Gateway:
         answer = self._answers.get(command.request_id)
         if answer is None:
             return
-        answer.push(command.choice, command.tokens)
+        answer.push(command.choice, command.tokens, command.prompt_logprobs)
         if answer.overflowed:
             self._pump.feed(ClientGone(command.request_id, "the client does not read"))
 

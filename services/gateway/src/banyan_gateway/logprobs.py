@@ -30,6 +30,26 @@ def _entry(tokenizer: Tokenizer, token_id: int, logprob: float | None) -> dict[s
     }
 
 
+def prompt_entries(
+    tokenizer: Tokenizer, tokens: Sequence[OutputToken]
+) -> list[dict[str, object] | None]:
+    """As vLLM has them: per token of the prompt, id to logprob; nothing precedes the first."""
+    return [None, *(_by_id(tokenizer, token) for token in tokens)]
+
+
+def _by_id(tokenizer: Tokenizer, token: OutputToken) -> dict[str, object]:
+    """The token itself and the most likely ones; of a token that is not among these no rank."""
+    ranks = {token_id: rank for rank, (token_id, _) in enumerate(token.top, 1)}
+    return {
+        str(token_id): {
+            "logprob": _finite(logprob),
+            "rank": ranks.get(token_id),
+            "decoded_token": tokenizer.token_bytes(token_id).decode("utf-8", "replace"),
+        }
+        for token_id, logprob in ((token.token_id, token.logprob), *token.top)
+    }
+
+
 class PlainLogprobs:
     """The lists of one choice of a plain completion; keeps where the next token's text begins."""
 

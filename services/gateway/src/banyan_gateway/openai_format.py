@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from banyan_core.types import OutputToken
-from banyan_gateway.logprobs import PlainLogprobs
+from banyan_gateway.logprobs import PlainLogprobs, prompt_entries
 from banyan_gateway.ports import Delta, Usage
 from banyan_text.tokenizer import Tokenizer
 
@@ -64,8 +64,10 @@ class CollectedChoice:
     text: list[str] = field(default_factory=list)
     tokens: list[OutputToken] = field(default_factory=list)
     finish_reason: str | None = None
+    prompt_logprobs: Sequence[OutputToken] = ()
 
     def add(self, delta: Delta) -> None:
+        self.prompt_logprobs = self.prompt_logprobs or delta.prompt_logprobs
         self.text.append(delta.text)
         self.tokens.extend(delta.tokens)
         self.finish_reason = delta.finish_reason or self.finish_reason
@@ -108,10 +110,7 @@ class CompletionFormatter:
         return self._head + b'[],"usage":' + encode(usage_json(usage)) + b"}"
 
     def whole(self, choices: Sequence[CollectedChoice], usage: Usage) -> bytes:
-        objects = [
-            self._choice(index, "".join(each.text), each.tokens, each.finish_reason)
-            for index, each in enumerate(choices)
-        ]
+        objects = [self._whole_choice(index, each) for index, each in enumerate(choices)]
         return self._head + encode(objects) + tail(usage)
 
     def _chunks_of(self, index: int) -> TextChunks:
@@ -121,6 +120,13 @@ class CompletionFormatter:
             chunks = TextChunks(self._head, choice, self._null_usage)
             self._text_chunks[index] = chunks
         return chunks
+
+    def _whole_choice(self, index: int, choice: CollectedChoice) -> dict[str, object]:
+        text = "".join(choice.text)
+        described = self._choice(index, text, choice.tokens, choice.finish_reason)
+        if choice.prompt_logprobs:
+            described["prompt_logprobs"] = prompt_entries(self._tokenizer, choice.prompt_logprobs)
+        return described
 
     def _choice(
         self, index: int, text: str, tokens: Sequence[OutputToken], finish_reason: str | None

@@ -53,13 +53,15 @@ class Delta(NamedTuple):
 
     `text` is final. `tokens` are the tokens that this text releases, with or without logprobs;
     none of them lies wholly in a stop string. `finish_reason` is "stop" or "length", in the last
-    delta of the choice.
+    delta of the choice. `prompt_logprobs`, if asked for, come once: one entry for each token of
+    the prompt after the first.
     """
 
     choice: int
     text: str
     tokens: tuple[OutputToken, ...]
     finish_reason: str | None = None
+    prompt_logprobs: tuple[OutputToken, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

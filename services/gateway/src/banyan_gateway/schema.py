@@ -92,7 +92,6 @@ class NotYet(WithoutEffect, kw_only=True):
     echo: Any = None
     suffix: Any = None
     best_of: Any = None
-    prompt_logprobs: Any = None
     truncate_prompt_tokens: Any = None
     kv_transfer_params: Any = None
     use_beam_search: Any = None
@@ -143,6 +142,7 @@ class GenerationBody(NotYet, kw_only=True):
     bad_words: Annotated[list[BadWord], Meta(max_length=128)] | None = None
     allowed_token_ids: Annotated[TokenIds, Meta(min_length=1)] | None = None
     skip_special_tokens: bool | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     ignore_eos: bool | None = None

@@ -86,6 +86,7 @@ def sampling(body: GenerationBody, drawn_seed: int, tokenizer: Tokenizer) -> Sam
         min_p=_given(body.min_p, 0.0),
         typical_p=_given(body.typical_p, 1.0),
         bad_words=_bad_words(body.bad_words or (), tokenizer),
+        num_prompt_logprobs=_prompt_logprobs(body),
         allowed_token_ids=tuple(sorted(set(body.allowed_token_ids or ()))),
         presence_penalty=_given(body.presence_penalty, 0.0),
         frequency_penalty=_given(body.frequency_penalty, 0.0),
@@ -125,6 +126,12 @@ def _logit_bias(biases: dict[str, Any], vocab_size: int) -> tuple[tuple[int, flo
             raise invalid(param, f"expected a number from {-limit} to {limit}")
         checked[int(key)] = float(bias)
     return tuple(sorted(checked.items()))
+
+
+def _prompt_logprobs(body: GenerationBody) -> int | None:
+    if body.prompt_logprobs is not None and body.stream:
+        raise invalid("prompt_logprobs", "not with stream: true")
+    return body.prompt_logprobs
 
 
 def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
