@@ -237,3 +237,14 @@ def test_compiled_grammars_are_bounded_and_reused() -> None:
     for index in range(200):
         grammars.check(Grammar(GrammarKind.CHOICE, choice_text([f"a{index}"])))
     assert allowed(grammars.open(Grammar(GrammarKind.CHOICE, choice_text(["a3"])), ()), 261)
+
+
+def test_a_long_chain_of_references_does_not_end_the_process() -> None:
+    grammars = Grammars(ByteTokenizer(), (END,))
+    rules = "\n".join(f"A{index}: A{index + 1}" for index in range(4500))
+    state = grammars.open(Grammar(GrammarKind.LARK, f'start: A0\n{rules}\nA4500: "x"'), ())
+    assert allowed(state, 261) == [ord("x")]
+    link = '"a{}":{{"properties":{{"x":{{"$ref":"#/$defs/a{}"}}}}}}'
+    links = ",".join(link.format(index, index + 1) for index in range(1200))
+    schema = f'{{"$defs":{{{links},"a1200":{{}}}},"$ref":"#/$defs/a0"}}'
+    grammars.check(Grammar(GrammarKind.JSON_SCHEMA, schema))

@@ -9,8 +9,10 @@ are detokenised with.
 from __future__ import annotations
 
 import json
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 from typing import Final
 
@@ -22,6 +24,8 @@ from banyan_text.vocabulary import Vocabulary
 
 GRAMMAR_BYTES_MAX = 64 * 1024
 _NUM_CACHED = 64
+_STACK_BYTES = 512 * 1024 * 1024  # of address space; memory only as far as it is used
+_STACK_LOCK = Lock()
 _NUM_TRIED_TOKENS = 4
 JSON_BLANKS = r"( |\n[ \t]{0,32})?"
 """Between the tokens of JSON: a blank, or a line break and its indentation. With more, a model that
@@ -98,7 +102,7 @@ class Grammars:
             if (known := self._compiled.get(grammar)) is not None:
                 self._compiled.move_to_end(grammar)
                 return known
-        matcher = self._compile(grammar)
+        matcher = _on_a_deep_stack(lambda: self._compile(grammar))
         with self._lock:
             self._compiled[grammar] = matcher
             if len(self._compiled) > _NUM_CACHED:
@@ -112,6 +116,20 @@ class Grammars:
         _raise_error(matcher)
         _try_out(matcher.deep_copy())
         return matcher
+
+
+def _on_a_deep_stack(compile_: Callable[[], LLMatcher]) -> LLMatcher:
+    """llguidance recurses along references: a usual stack ends, and the process with it, at a
+    thousand of them. What fits in `GRAMMAR_BYTES_MAX` fits on this stack."""
+    with _STACK_LOCK:
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            pool = ThreadPoolExecutor(1, thread_name_prefix="grammar")
+            compiling = pool.submit(compile_)  # starts the thread, with this stack
+        finally:
+            threading.stack_size(before)
+    with pool:
+        return compiling.result()
 
 
 def choice_text(choices: Sequence[str]) -> str:
