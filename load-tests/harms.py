@@ -34,20 +34,24 @@ class Target:
 
     async def send(self, *pieces: bytes, read_rest: bool = True) -> None:
         """One request on a connection of its own; its status is counted."""
-        status = STATUS_OF_NONE
+        status = f"{STATUS_OF_NONE}, not connected"
         try:
             async with asyncio.timeout(STATUS_TIMEOUT_S):
                 reader, writer = await self.connect()
+                status = f"{STATUS_OF_NONE}, connected"
                 try:
                     for piece in pieces:
                         writer.write(piece)
                         await writer.drain()
-                    status = (await reader.readline()).split()[1].decode()
+                    line = await reader.readline()
+                    status = line.split()[1].decode() if line else f"{STATUS_OF_NONE}, closed"
                     while read_rest and await reader.read(65536):
                         pass
                 finally:
                     writer.close()
-        except (OSError, asyncio.IncompleteReadError, TimeoutError, IndexError):
+        except ConnectionError:
+            status = f"{STATUS_OF_NONE}, reset" if status.startswith(STATUS_OF_NONE) else status
+        except (OSError, TimeoutError):
             pass
         finally:
             self.statuses[status] += 1

@@ -33,6 +33,7 @@ from banyan_core.journeys import Journeys
 from banyan_core.types import (
     NS_PER_MS,
     NS_PER_S,
+    Candidate,
     Decision,
     Finish,
     Outcome,
@@ -292,6 +293,36 @@ def test_no_worker_waits_then_sheds_at_the_queue_timeout() -> None:
     assert end.retryable
     assert end.retry_after_ns >= NS_PER_S
     assert dict(end.record.ledger) == {"queue": 1000 * NS_PER_MS}
+
+
+def _too_small(worker_id: str, *others: str) -> Decision:
+    reasons = ("no room: needs 9 blocks, has 8 in all", *others)
+    candidates = [Candidate(f"{worker_id}{i}", Role.DECODE, why) for i, why in enumerate(reasons)]
+    return Decision("test", 1, tuple(candidates))
+
+
+@pytest.mark.parametrize("others", [(), ("model card ab is not cd",)])
+def test_what_fits_into_no_pool_is_told_so_at_once(others: tuple[str, ...]) -> None:
+    desk = Desk()
+    place = desk.accept()
+    decision = _too_small("d", *others)
+    refusal = Refusal("no worker can take it", NS_PER_S)
+    desk.tell(NotPlaced("r", 0, place.query.attempt, refusal, decision))
+    record = desk.end().record
+    assert record.shed is ShedReason.TOO_LARGE
+    assert record.reason == (
+        "3 tokens fit into no worker's KV pool (d0: no room: needs 9 blocks, has 8 in all)"
+    )
+    assert record.decisions == (decision,)
+
+
+@pytest.mark.parametrize("other", ["not live: last heard 900 ms ago", "draining"])
+def test_what_a_worker_that_is_away_may_have_room_for_waits(other: str) -> None:
+    desk = Desk()
+    place = desk.accept()
+    refusal = Refusal("no worker can take it", NS_PER_S)
+    desk.tell(NotPlaced("r", 0, place.query.attempt, refusal, _too_small("d", other)))
+    assert desk.machine.num_open == 1
 
 
 def test_the_deadline_ends_a_silent_stream() -> None:

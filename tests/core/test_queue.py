@@ -204,6 +204,21 @@ def test_past_the_number_or_the_time_the_worst_is_shed() -> None:
     assert (better.ticket.request_id, better.reason) == ("r3", ShedReason.PUSHED_OUT)
 
 
+def test_who_is_shed_unread_would_be_shed_when_it_joins_and_a_better_class_is_read() -> None:
+    queue = full_queue(4)
+    now = NS_PER_S - 1
+    assert queue.judge_unread(now, 99) is None
+    for number in range(4):
+        queue.join(ticket(f"r{number}", number=number))
+    for priority in (0, 1):
+        shed = queue.judge_unread(now, priority)
+        last = ticket("last", priority, number=9)
+        joined = queue.judge(now, last, None)
+        assert shed is not None and joined is not None and joined.ticket is last
+        assert (shed.reason, shed.message) == (joined.reason, joined.message)
+    assert queue.judge_unread(now, -1) is None
+
+
 def test_who_cannot_start_before_its_deadline_is_told_at_once() -> None:
     queue = full_queue(4)
     now = NS_PER_S - 1

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 
 from banyan_core.types import OutputToken
-from banyan_gateway.ports import Delta, GenerationRequest, RequestFailed, Usage
+from banyan_gateway.ports import Delta, GenerationRequest, RequestFailed, Unread, Usage
 from banyan_gateway.request_metrics import QueueFigures, RequestMetrics
 from banyan_text.choice_text import ChoiceText
 from banyan_text.tokenizer import ByteTokenizer
@@ -37,6 +37,8 @@ class EchoGateway:
         self.metrics = RequestMetrics("echo", lambda: QueueFigures(self.num_running, 0, None, 10))
         self.is_ready = (True, "ready")
         self.full: RequestFailed | None = None
+        self.shed_above: int | None = None
+        self.num_shed = 0
         self._changed = asyncio.Event()
 
     async def generate(
@@ -111,6 +113,15 @@ class EchoGateway:
 
     def refusal(self) -> RequestFailed | None:
         return self.full
+
+    def sheds(self, priority: int) -> bool:
+        return self.shed_above is not None and priority > self.shed_above
+
+    def shed(self, unread: Unread) -> RequestFailed | None:
+        if not self.sheds(unread.priority):
+            return None
+        self.num_shed += 1
+        return RequestFailed("queue_full", "the queue is full", 3.2, 429)
 
     def request_view(self, request_id: str) -> dict[str, object] | None:
         known = [each for each in self.requests if each.request_id == request_id]

@@ -55,17 +55,26 @@ async def test_head_without_end(served: Served) -> None:
         assert await refusal_of(reader) == 431
 
 
-@pytest.mark.parametrize("start", [b"", HEAD, b"GET /v1/mod"])
+@pytest.mark.parametrize("start", [HEAD, b"GET /v1/mod"])
 async def test_head_that_never_ends(
     served: Served, monkeypatch: pytest.MonkeyPatch, start: bytes
 ) -> None:
     monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.2)
     async with connected(served) as (reader, writer):
         writer.write(start)
-        if start:
-            assert await refusal_of(reader) == 408
-        else:
-            assert await reader.read() == b""
+        assert await refusal_of(reader) == 408
+
+
+async def test_client_that_begins_late_is_answered_and_one_that_never_does_loses_its_connection(
+    served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http_protocol, "HEAD_TIMEOUT_S", 0.1)
+    monkeypatch.setattr(http_protocol, "FIRST_BYTE_TIMEOUT_S", 0.6)
+    async with connected(served) as (late, writer), connected(served) as (never, _):
+        await asyncio.sleep(0.3)
+        writer.write(REQUEST)
+        assert (await answer_of(late))[0] == 200
+        assert await never.read() == b""
 
 
 async def test_head_that_drips_after_an_answer(

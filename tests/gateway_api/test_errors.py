@@ -322,6 +322,54 @@ async def test_failure_in_mid_answer_of_a_whole_one(
     assert error_of(response)["code"] == "worker_lost"
 
 
+@pytest.mark.parametrize("priority", [None, 1])
+@pytest.mark.parametrize("padding", [0, 10_000])
+async def test_full_queue_sheds_by_class_before_the_body_is_checked(
+    http: httpx2.AsyncClient, gateway: EchoGateway, priority: int | None, padding: int
+) -> None:
+    gateway.shed_above = -1
+    body = PLAIN | {"priority": priority, "unknown": "x" * padding}
+    response = await http.post("/v1/completions", json=body)
+    assert (response.status_code, response.headers["retry-after"]) == (429, "4")
+    assert error_of(response)["code"] == "queue_full"
+    better = await http.post("/v1/completions", json=PLAIN | {"priority": -1})
+    assert better.status_code == 200
+    assert (len(gateway.requests), gateway.num_shed) == (1, 1)
+
+
+@pytest.mark.parametrize("body", [b"[]", b'{"priority": "high"}', b"{", b"[" * 9999])
+async def test_what_has_no_class_is_told_what_is_wrong_with_it_even_when_the_queue_is_full(
+    http: httpx2.AsyncClient, gateway: EchoGateway, body: bytes
+) -> None:
+    gateway.shed_above = -(2**31)
+    response = await http.post("/v1/completions", content=body)
+    assert response.status_code == 400
+    error_of(response)
+
+
+async def test_timeout_of_a_request(http: httpx2.AsyncClient, gateway: EchoGateway) -> None:
+    response = await http.post(
+        "/v1/completions", json=PLAIN, headers={"x-request-timeout-ms": "2500"}
+    )
+    assert response.status_code == 200
+    assert gateway.requests[0].deadline_ns == 2_500_000_000
+    await http.post("/v1/completions", json=PLAIN)
+    assert gateway.requests[1].deadline_ns is None
+
+
+@pytest.mark.parametrize("value", ["", "0", "-1", "1.5", "1s", "86400001", "9" * 5000, "\u0661"])
+async def test_bad_timeout_is_named(
+    http: httpx2.AsyncClient, gateway: EchoGateway, value: str
+) -> None:
+    headers = {b"x-request-timeout-ms": value.encode()}
+    response = await http.post("/v1/completions", json=PLAIN, headers=headers)
+    assert response.status_code == 400
+    error = error_of(response)
+    assert error["param"] == "x-request-timeout-ms"
+    assert "from 1 to 86400000" in error["message"]
+    assert not gateway.requests
+
+
 async def test_mistake_of_ours_is_told_without_details(
     http: httpx2.AsyncClient, gateway: EchoGateway
 ) -> None:

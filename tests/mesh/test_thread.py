@@ -8,9 +8,9 @@ import pytest
 from tests.mesh.asking import Question, ask, assert_right, prompt_of
 
 from banyan_core.hashing import block_hashes, cache_salt
-from banyan_core.types import Outcome
+from banyan_core.types import NS_PER_S, Outcome
 from banyan_runtime.virtual_loop import run_virtual
-from banyan_sim.builders import MESH_SECRET
+from banyan_sim.builders import MESH_SECRET, Shared
 from banyan_sim.mesh import SimMesh, Topology
 
 
@@ -85,6 +85,24 @@ def test_stop_string_ends_the_work_and_is_not_sent() -> None:
         assert answer.usage is not None
         assert answer.usage.num_output_tokens == len("one two three END")
         await mesh.wait_idle(5.0)
+        await mesh.stop()
+
+    run_virtual(main)
+
+
+def test_a_prompt_larger_than_any_pool_is_refused_at_once() -> None:
+    async def main() -> None:
+        mesh = SimMesh(Topology(shared=Shared(num_blocks=8)))
+        await mesh.start()
+        asked_ns = mesh.loop.clock.now_ns()
+        answer = await ask(mesh, Question("large", prompt_of(1000)))
+        assert mesh.loop.clock.now_ns() - asked_ns < NS_PER_S
+        assert answer.failure is not None
+        assert (answer.failure.http_status, answer.failure.code) == (400, "too_large")
+        assert answer.failure.retry_after_s is None
+        assert "1000 tokens fit into no worker's KV pool" in answer.failure.message
+        small = Question("small", prompt_of(20), max_tokens=4)
+        assert_right(small, await ask(mesh, small))
         await mesh.stop()
 
     run_virtual(main)

@@ -41,7 +41,7 @@ from banyan_core.types import (
     SequenceReport,
     ShedReason,
 )
-from banyan_core.waiting import FIRST_BACKOFF_NS, LONGEST_BACKOFF_NS, Waiting
+from banyan_core.waiting import FIRST_BACKOFF_NS, LONGEST_BACKOFF_NS, Waiting, fits_nowhere
 
 AVOID_LOST_NS = 250 * NS_PER_MS
 
@@ -113,6 +113,14 @@ class Journey:
         if choice.phase is not Phase.PLACING or choice.num_attempts != fact.attempt:
             return
         self._abandon_legs(choice, "no placement")
+        why_never = fits_nowhere(fact.decision)
+        if why_never:
+            assert fact.decision is not None
+            self._books.keep(fact.decision)
+            num_tokens = len(self.accepted.prompt_token_ids) + len(choice.tokens)
+            message = f"{num_tokens} tokens fit into no worker's KV pool ({why_never})"
+            self.shed(now, ShedReason.TOO_LARGE, message)
+            return
         self.waiting.not_placed(now, choice, fact)
 
     # ------------------------------------------------------------ news from workers

@@ -30,7 +30,7 @@ from banyan_core.journey_messages import (
 )
 from banyan_core.machine import Stepped
 from banyan_core.queue import Queue
-from banyan_core.types import SequenceReport
+from banyan_core.types import SequenceReport, ShedReason
 
 
 class Journeys:
@@ -69,6 +69,11 @@ class Journeys:
     def expected_wait_ns(self) -> int | None:
         """Of a request that would come last now; None when it is not known."""
         return self._queue.expected_wait_ns()
+
+    def judge_unread(self, now: int, priority: int) -> tuple[ShedReason, str] | None:
+        """Why a new request of this class would be shed for certain; None: it has to be read."""
+        shed = self._queue.judge_unread(now, priority)
+        return None if shed is None else (shed.reason, shed.message)
 
     def num_retries_left(self, now: int) -> int:
         return self._queue.budget.num_left(now)

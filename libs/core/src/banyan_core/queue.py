@@ -132,6 +132,15 @@ class Queue:
         reason = ShedReason.QUEUE_FULL if known else ShedReason.NO_CAPACITY
         return Shed(ticket, reason, f"the queue is full: {why_full}")
 
+    def judge_unread(self, now: int, priority: int) -> Shed | None:
+        """Who comes now in this class must go, whatever else it is: with the shortest prompt and
+        the earliest due time it would have to. None: it must be read, and judged when it joins.
+
+        Only looks; nothing changes here.
+        """
+        shed = self.judge(now, Ticket("", 0, priority, 0, 0, 1), None)
+        return shed if shed is not None and not shed.ticket.request_id else None
+
     def _why_full(self, ticket: Ticket, last_priority: int) -> str:
         limits, line = self._limits, self._line
         if line.num_fresh >= limits.max_waiting:

@@ -54,6 +54,7 @@ class ShedReason(StrEnum):
     DEADLINE = "deadline"  # passed, or could not be kept
     QUEUE_TIMEOUT = "queue_timeout"
     TOO_MANY_LOSSES = "too_many_losses"
+    TOO_LARGE = "too_large"  # for the KV pool of every worker that there is
 
 
 @dataclass(frozen=True, slots=True)

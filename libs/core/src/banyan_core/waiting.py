@@ -13,7 +13,7 @@ from banyan_core.journey_asks import place_query
 from banyan_core.journey_books import Books
 from banyan_core.journey_messages import Accepted, JourneyCommand, NotPlaced, Place
 from banyan_core.ledger import Stage
-from banyan_core.policies.filters import LASTING
+from banyan_core.policies.filters import LASTING, TOO_LARGE
 from banyan_core.queue import Queue
 from banyan_core.types import NS_PER_MS, NS_PER_S, Decision, ShedReason
 from banyan_core.waiting_line import Ticket
@@ -119,6 +119,17 @@ class Waiting:
             expected = "not known" if wait_ns is None else f"{wait_ns / NS_PER_S:.1f} s"
             reason = f"queued: {num_ahead} ahead, expected wait {expected}"
             self.books.keep(Decision("queue", choice.ticket.number, reason=reason))
+
+
+def fits_nowhere(decision: Decision | None) -> str:
+    """Why no worker can ever take it; empty unless each of its model is too small for it.
+
+    One that is not live, drains or was excluded may be large enough: that is worth waiting for.
+    """
+    if decision is None or not _never_fits(decision):
+        return ""
+    small = (c for c in decision.candidates if c.filtered.startswith(TOO_LARGE))
+    return next((f"{c.worker_id}: {c.filtered}" for c in small), "")
 
 
 def _never_fits(decision: Decision | None) -> bool:

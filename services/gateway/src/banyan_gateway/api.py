@@ -21,16 +21,18 @@ from starlette.exceptions import HTTPException
 from banyan_core.types import NS_PER_S, ModelCard
 from banyan_gateway.answer_names import AnswerNames
 from banyan_gateway.auth import KeyRing, Tenant
-from banyan_gateway.body import BodyReader
+from banyan_gateway.body import BodyReader, priority_of
 from banyan_gateway.chat_format import ChatFormatter
 from banyan_gateway.edge import Edge
 from banyan_gateway.errors import ApiError, failed
 from banyan_gateway.model_formats import NO_FORMATS, ModelFormats
 from banyan_gateway.openai_format import AnswerHead, CompletionFormatter, Formatter
 from banyan_gateway.openapi import OPERATIONS, page
-from banyan_gateway.ports import GatewayPort
+from banyan_gateway.ports import GatewayPort, Unread
 from banyan_gateway.prepare import Arrival, Prepared, Preparer, is_quick
 from banyan_gateway.reply import Reply, ReplyOptions
+from banyan_gateway.request_timeout import HEADER, timeout_ns
+from banyan_gateway.schema import PRIORITY_MAX
 from banyan_gateway.served_models import ServedModels
 from banyan_runtime.clock import Clock
 from banyan_runtime.offload import Offload
@@ -203,8 +205,10 @@ class Api:
         if refusal is not None:
             raise failed(refusal)
         arrival = self._arrival(request, prefix)
-        prepared = await self._prepared(request, partial(prepare, arrival=arrival))
-        self._name(request, arrival, prepared)
+        async with self._bodies.read(request) as body:
+            await self._shed_unread(request, body, arrival)
+            prepared = await self._ran(body, partial(prepare, arrival=arrival))
+        self._name(request, arrival, tuple(each.request_id for each in prepared.requests))
         head = AnswerHead(
             arrival.answer_id,
             self._tools.clock.unix_ns() // NS_PER_S,
@@ -225,9 +229,23 @@ class Api:
 
     async def _prepared(self, request: Request, prepare: Callable[[bytes], T]) -> T:
         async with self._bodies.read(request) as body:
-            if is_quick(body):
-                return prepare(body)
-            return await self._tools.offload.run(prepare, body)
+            return await self._ran(body, prepare)
+
+    async def _ran(self, body: bytes, work: Callable[[bytes], T]) -> T:
+        return work(body) if is_quick(body) else await self._tools.offload.run(work, body)
+
+    async def _shed_unread(self, request: Request, body: bytes, arrival: Arrival) -> None:
+        """In overload most requests end here, before the work that reading them is."""
+        if not self._gateway.sheds(PRIORITY_MAX):
+            return
+        priority = await self._ran(body, priority_of)
+        if priority is None:
+            return
+        name, tenant = arrival.answer_id, arrival.tenant.name
+        refusal = self._gateway.shed(Unread(name, tenant, priority, arrival.received_ns))
+        if refusal is not None:
+            self._name(request, arrival, (name,))
+            raise failed(refusal)
 
     def _arrival(self, request: Request, prefix: str) -> Arrival:
         draw = self._tools.draw
@@ -236,14 +254,14 @@ class Api:
             tenant=request.state.tenant,
             received_ns=request.state.received_ns,
             drawn_seed=draw(),
-            deadline_ns=self._options.default_deadline_ns,
+            deadline_ns=timeout_ns(request.headers.get(HEADER))
+            or self._options.default_deadline_ns,
             operation="chat" if prefix == "chatcmpl" else "text_completion",
             traceparent=request.headers.get("traceparent"),
         )
 
-    def _name(self, request: Request, arrival: Arrival, prepared: Prepared) -> None:
+    def _name(self, request: Request, arrival: Arrival, request_ids: tuple[str, ...]) -> None:
         request.state.answer_id = arrival.answer_id
-        request_ids = tuple(each.request_id for each in prepared.requests)
         tenant = arrival.tenant.name
         self._names.keep(tenant, (arrival.answer_id, request.state.request_id), request_ids)
         if len(request_ids) > 1:

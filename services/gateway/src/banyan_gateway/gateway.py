@@ -31,6 +31,7 @@ from banyan_core.journey_messages import (
     JourneyFact,
     Place,
     ReleaseLease,
+    RequestRecord,
     StartDecode,
     StartPrefill,
     Stopped,
@@ -38,9 +39,9 @@ from banyan_core.journey_messages import (
 from banyan_core.journeys import Journeys
 from banyan_core.types import NS_PER_S, ModelCard, Outcome, ShedReason
 from banyan_gateway.answer import Answer
-from banyan_gateway.ports import Delta, GenerationRequest, RequestFailed, Usage
+from banyan_gateway.ports import Delta, GenerationRequest, RequestFailed, Unread, Usage
 from banyan_gateway.request_events import ALIVE_EVERY_S, RequestEvents
-from banyan_gateway.request_log import RequestLog, queue_view, record_view
+from banyan_gateway.request_log import RequestLog, queue_view, record_view, unread_record
 from banyan_gateway.request_metrics import QueueFigures, RequestMetrics
 from banyan_gateway.request_traces import RequestTraces
 from banyan_gateway.router_client import RouterClient
@@ -53,7 +54,7 @@ from banyan_runtime.lifespan import Tasks
 from banyan_runtime.offload import Offload
 from banyan_runtime.pump import Pump, Recorder
 from banyan_runtime.rpc import Network, RpcError
-from banyan_runtime.trace_context import in_trace
+from banyan_runtime.trace_context import TraceContext, in_trace
 from banyan_runtime.tracing import NO_TRACING, Tracing
 from banyan_text.choice_text import ChoiceText
 from banyan_text.tokenizer import Tokenizer
@@ -194,6 +195,19 @@ class Gateway:
         retry_after_s = self._journeys.retry_after_ns(spread) / NS_PER_S
         return RequestFailed("overloaded", f"{num_open} requests are open", retry_after_s, 429)
 
+    def sheds(self, priority: int) -> bool:
+        return self._journeys.judge_unread(self._clock.now_ns(), priority) is not None
+
+    def shed(self, unread: Unread) -> RequestFailed | None:
+        now = self._clock.now_ns()
+        verdict = self._journeys.judge_unread(now, unread.priority)
+        if verdict is None:
+            return None
+        record = unread_record(unread, self._card.name, now, *verdict)
+        retry_after_ns = self._journeys.retry_after_ns(unread.request_id)
+        self._write_down(record, None)
+        return _failure(EndRequest(record, True, retry_after_ns))
+
     def _open(self, request: GenerationRequest) -> Answer:
         texts = [
             ChoiceText(
@@ -309,6 +323,16 @@ class Gateway:
             self._idle.set()
         record = replace(command.record, num_output_tokens=answer.num_output_tokens)
         trace = self._traces.ended(record)
+        self._write_down(record, trace)
+        if record.outcome is Outcome.FINISHED:
+            answer.end(
+                Usage(record.num_prompt_tokens, record.num_output_tokens, record.num_cached_tokens)
+            )
+        else:
+            answer.end(_failure(command))
+
+    def _write_down(self, record: RequestRecord, trace: TraceContext | None) -> None:
+        """A request's end, for all who ask of it later."""
         self._log.keep(record, trace)
         self._events.ended(record, trace)
         self.metrics.ended(record)
@@ -320,12 +344,6 @@ class Gateway:
         }
         with in_trace(trace):
             self._logger.info("request ended", extra=ended)
-        if record.outcome is Outcome.FINISHED:
-            answer.end(
-                Usage(record.num_prompt_tokens, record.num_output_tokens, record.num_cached_tokens)
-            )
-        else:
-            answer.end(_failure(command))
 
     async def _say_alive(self) -> None:
         while True:
@@ -334,11 +352,14 @@ class Gateway:
 
 
 def _failure(command: EndRequest) -> RequestFailed:
-    """429: its class has its share already. 503: nothing could be done for it."""
+    """429: its class has its share already. 400: it can never be served. 503: nothing could be
+    done for it now."""
     record = command.record
     retry_after_s = command.retry_after_ns / NS_PER_S if command.retryable else None
     status = 503 if command.retryable else 500
     if record.shed is ShedReason.QUEUE_FULL:
         status = 429
+    elif record.shed is ShedReason.TOO_LARGE:
+        status, retry_after_s = 400, None
     code = record.outcome.value if record.shed is None else record.shed.value
     return RequestFailed(code, record.reason, retry_after_s, status)

@@ -1,7 +1,8 @@
 """What one connection may take, where uvicorn sets no bound.
 
-A client gets `HEAD_TIMEOUT_S` and `HEAD_BYTES_MAX` for a request's head, `DISCARD_TIMEOUT_S` to
-finish sending a body that was refused, and `LINGER_S` to take what was written before a close.
+A client gets `FIRST_BYTE_TIMEOUT_S` to begin, `HEAD_TIMEOUT_S` and `HEAD_BYTES_MAX` for a request's
+head, `DISCARD_TIMEOUT_S` to finish sending a body that was refused, and `LINGER_S` to take what was
+written before a close.
 This hooks into the callbacks of uvicorn's own protocol; every bound has a test on a real port.
 """
 
@@ -22,6 +23,9 @@ from banyan_gateway.errors import ApiError
 
 HEAD_BYTES_MAX: Final = 64 * 1024
 HEAD_TIMEOUT_S: Final = 10.0
+FIRST_BYTE_TIMEOUT_S: Final = 60.0
+"""As long as between two requests, and as cheap. Of 10,000 clients at once many connect long before
+they write, and a silent close in between looks to them like a lost request."""
 DISCARD_BYTES_MAX: Final = 64 * 1024 * 1024
 DISCARD_TIMEOUT_S: Final = 30.0
 LINGER_S: Final = 10.0
@@ -90,7 +94,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         lingering = LingeringTransport(transport, self.loop, self._body_is_owed)
         super().connection_made(lingering)  # type: ignore[arg-type]
-        self._allow(HEAD_TIMEOUT_S, self._refuse_slow_head)
+        self._allow(FIRST_BYTE_TIMEOUT_S, self.transport.close)
         if len(self.connections) > max_connections():
             self.app = _refuse_connection
 
@@ -103,7 +107,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._running.message_event.set()
 
     def data_received(self, data: bytes) -> None:
-        if self._reading_head and self._timer is None:
+        if self._reading_head and not self._num_head_bytes:
             self._allow(HEAD_TIMEOUT_S, self._refuse_slow_head)
         self._num_head_bytes += len(data)
         super().data_received(data)
@@ -164,10 +168,7 @@ class BoundedProtocol(HttpToolsProtocol):
             self._timer = None
 
     def _refuse_slow_head(self) -> None:
-        if self._num_head_bytes:
-            self._refuse(ApiError(408, f"the request's head took longer than {HEAD_TIMEOUT_S} s"))
-        else:
-            self.transport.close()
+        self._refuse(ApiError(408, f"the request's head took longer than {HEAD_TIMEOUT_S} s"))
 
     def _refuse(self, error: ApiError) -> None:
         """An answer and the connection's end; just the end when another answer is under way."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 import msgspec
 
 from banyan_core.types import ModelCard
-from banyan_gateway import answer_shapes
+from banyan_gateway import answer_shapes, request_timeout
 from banyan_gateway.messages import MESSAGE_NOT_YET
 from banyan_gateway.schema import (
     HARMLESS,
@@ -148,7 +148,7 @@ def _operation(each: Operation, needs_key: bool) -> dict[str, object]:
     described: dict[str, object] = {
         "operationId": each.name,
         "summary": each.summary,
-        "parameters": [_REQUEST_ID_PARAMETER, *_path_parameters(each.path)],
+        "parameters": _parameters(each),
         "responses": {"200": _answer(each)}
         | {str(code): _refusal(each, code) for code in statuses},
     }
@@ -161,11 +161,18 @@ def _operation(each: Operation, needs_key: bool) -> dict[str, object]:
 
 
 _ID = {"type": "string", "pattern": "^[A-Za-z0-9._:-]{1,128}$"}
-_REQUEST_ID_PARAMETER = {
+_REQUEST_ID_PARAMETER: dict[str, object] = {
     "name": "x-request-id",
     "in": "header",
     "description": "the client's own name for this request; without one, the gateway makes one",
     "schema": _ID,
+}
+_TIMEOUT_PARAMETER: dict[str, object] = {
+    "name": request_timeout.HEADER,
+    "in": "header",
+    "description": "how long the client waits for the whole answer, from its arrival on: one "
+    "that cannot be kept is refused at once, one that was begun ends then",
+    "schema": {"type": "integer", "minimum": 1, "maximum": request_timeout.TIMEOUT_MS_MAX},
 }
 _HEADERS: Mapping[str, object] = {
     "x-request-id": {"description": "echoed, or made here", "required": True, "schema": _ID}
@@ -179,6 +186,11 @@ _IGNORED = {
     "description": "fields that were accepted and have no effect",
     "schema": {"type": "string"},
 }
+
+
+def _parameters(each: Operation) -> list[dict[str, object]]:
+    generates = [_TIMEOUT_PARAMETER] if each.chunk is not None else []
+    return [_REQUEST_ID_PARAMETER, *generates, *_path_parameters(each.path)]
 
 
 def _path_parameters(path: str) -> list[dict[str, object]]:

@@ -48,6 +48,16 @@ class GenerationRequest:
     shown: tuple[str, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Unread:
+    """A request of which only its class is known yet."""
+
+    request_id: str
+    tenant: str
+    priority: int
+    received_ns: int
+
+
 class Delta(NamedTuple):
     """News of one choice.
 
@@ -114,6 +124,15 @@ class GatewayPort(Protocol):
     def refusal(self) -> RequestFailed | None:
         """What a request that came now would be told without being read: that the gateway stops,
         or holds as many as it may. None when there is room; each refusal is counted."""
+        ...
+
+    def sheds(self, priority: int) -> bool:
+        """Whether a new request of this class would be shed for certain, whatever else it is."""
+        ...
+
+    def shed(self, unread: Unread) -> RequestFailed | None:
+        """What it is told, if it is shed without being read; that is its end, and is written down
+        like any other. None: it must be read, and `generate` judges it."""
         ...
 
     def request_view(self, request_id: str) -> dict[str, object] | None:

@@ -12,7 +12,8 @@ from typing import Any, cast
 import msgspec
 
 from banyan_core.journey_messages import RequestRecord
-from banyan_core.types import NS_PER_MS, Decision
+from banyan_core.types import NS_PER_MS, Decision, Outcome, ShedReason
+from banyan_gateway.ports import Unread
 from banyan_runtime.trace_context import TraceContext
 
 MAX_RECORDS = 1000
@@ -64,6 +65,31 @@ def record_view(record: RequestRecord, state: str, trace: TraceContext | None) -
         ],
         "placements": [_decision_view(decision) for decision in record.decisions],
     }
+
+
+def unread_record(
+    unread: Unread, model: str, now: int, shed: ShedReason, message: str
+) -> RequestRecord:
+    """The end of a request that was shed before anything was counted of it."""
+    return RequestRecord(
+        request_id=unread.request_id,
+        tenant=unread.tenant,
+        model=model,
+        outcome=Outcome.SHED,
+        reason=message,
+        num_prompt_tokens=0,
+        num_cached_tokens=0,
+        num_output_tokens=0,
+        ttft_ns=None,
+        e2e_ns=now - unread.received_ns,
+        itl_ns=(),
+        num_recoveries=0,
+        ledger=(),
+        decisions=(),
+        legs=(),
+        finish_reasons=(),
+        shed=shed,
+    )
 
 
 def queue_view(place: tuple[int, int | None] | None) -> dict[str, Any]:

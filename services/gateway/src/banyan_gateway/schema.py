@@ -20,6 +20,7 @@ from banyan_gateway.schema_errors import explain
 from banyan_gateway.tool_schema import ToolChoice, Tools
 
 PROMPTS_MAX = 64
+PRIORITY_MAX = 2**31 - 1
 LOGIT_BIAS_MAX = 1024
 LOGIT_BIAS_ABS_MAX = 100.0
 
@@ -149,7 +150,7 @@ class GenerationBody(NotYet, kw_only=True):
     stop_token_ids: Annotated[TokenIds, Meta(max_length=128)] | None = None
     include_stop_str_in_output: bool | None = None
     cache_salt: Annotated[str, Meta(min_length=1, max_length=1024)] | None = None
-    priority: Annotated[int, Meta(ge=-(2**31), le=2**31 - 1)] | None = None
+    priority: Annotated[int, Meta(ge=-PRIORITY_MAX - 1, le=PRIORITY_MAX)] | None = None
     response_format: ResponseFormat | None = None
     structured_outputs: StructuredOutputs | None = None
 

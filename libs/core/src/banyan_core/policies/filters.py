@@ -41,7 +41,8 @@ FILTERS: tuple[Filter, ...] = (live, card, draining, excluded, room)
 """In this order; the first reason is the one given."""
 
 
-LASTING = ("no room", "model card")
+TOO_LARGE = "no room"
+LASTING = (TOO_LARGE, "model card")
 """How reasons begin that waiting alone does not cure."""
 
 
