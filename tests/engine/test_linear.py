@@ -26,8 +26,8 @@ from banyan_engine.linear import (
 )
 
 TOLERANCE = {torch.bfloat16: 1e-2, torch.float32: 2e-5}
-SHAPES = [(64, 64), (50, 96), (3, 32), (1, 160), (257, 1024)]
-ODD_SHAPES = [(7, 5), (33, 47), (20, 100)]
+SHAPES = [(50, 96), (1, 160), (257, 1024), (33, 47)]
+"""More and fewer channels than a block of the kernel has; the last is padded."""
 
 
 def as_numbers(weight: Weight) -> Tensor:
@@ -45,9 +45,9 @@ def check(found: Tensor, x: Tensor, weight: Weight, bias: Tensor | None = None) 
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("shape", SHAPES + ODD_SHAPES)
+@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("make", [dense, quantize_int8, quantize_int4])
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 8, 31, 32, 33])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 32, 33])
 def test_products(helper: ctypes.CDLL, dtype, shape, make, num_rows: int) -> None:  # type: ignore[no-untyped-def]
     weight = make(torch.randn(shape).to(dtype))
     x = torch.randn(num_rows, shape[1]).to(dtype)

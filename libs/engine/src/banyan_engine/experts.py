@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from banyan_core.model_spec import ExpertsSpec
 from banyan_engine.lora import LoraRows, product
+from banyan_engine.rowwise import gate
 from banyan_engine.weights import ExpertsWeights, MlpWeights
 
 
@@ -26,9 +27,7 @@ def gated(
 ) -> Tensor:
     """x [rows, hidden] through one gated MLP; `lora` adds to it as to that of `layer`."""
     both = product(x, weights.gate_up, weights.gate_up_bias, lora, layer, "gate_up")
-    gate, up = both.chunk(2, dim=-1)
-    active = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
-    return product(active * up, weights.down, weights.down_bias, lora, layer, "down")
+    return product(gate(both, activation), weights.down, weights.down_bias, lora, layer, "down")
 
 
 def mixture(

@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from banyan_engine.experts import gated, mixture
 from banyan_engine.linear import linear
 from banyan_engine.lora import LoraRows, product
-from banyan_engine.rope import Rotation, rope_frequencies, rotate, rotation
+from banyan_engine.rope import Rotation, rope_frequencies, rotation
+from banyan_engine.rowwise import add_norm, norm, split_heads
 from banyan_engine.spec import ModelSpec
 from banyan_engine.weights import ModelWeights
 
@@ -60,11 +61,11 @@ class Model:
         normed = self._norm(x, weights.attention_norm)
         qkv = product(normed, weights.qkv, weights.qkv_bias, lora, layer, "qkv")
         qkv = qkv.view(len(x), -1, spec.head_dim)
-        q, k, v = qkv.tensor_split((spec.num_heads, spec.num_heads + spec.num_kv_heads), dim=1)
+        norms = None
         if weights.q_norm is not None and weights.k_norm is not None:
-            q, k = self._norm(q, weights.q_norm), self._norm(k, weights.k_norm)
-        by = rotations[spec.layers[layer].rope]
-        return rotate(q, by), rotate(k, by), v
+            norms = weights.q_norm, weights.k_norm
+        by, num_heads = rotations[spec.layers[layer].rope], (spec.num_heads, spec.num_kv_heads)
+        return split_heads(qkv, num_heads, by, norms, spec.rms_norm_eps)
 
     def finish(
         self,
@@ -82,8 +83,8 @@ class Model:
         weights = self._weights.layers[layer]
         values, bias = attended.flatten(1), weights.output_bias
         made = product(values, weights.output, bias, lora, layer, "output")
-        x = x + self._norm_if(made, weights.attention_post_norm)
-        normed = self._norm(x, weights.mlp_norm)
+        made = self._norm_if(made, weights.attention_post_norm)
+        x, normed = add_norm(x, made, weights.mlp_norm, self.spec.rms_norm_eps)
         shape, activation = self.spec.layers[layer].experts, self.spec.activation
         if shape is not None and weights.experts is not None:
             made = mixture(normed, shape, weights.experts, activation, whole=whole)
@@ -99,7 +100,7 @@ class Model:
         return logits if cap is None else (logits / cap).tanh() * cap
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:
-        return F.rms_norm(x, (x.shape[-1],), weight, self.spec.rms_norm_eps)
+        return norm(x, weight, self.spec.rms_norm_eps)
 
     def _norm_if(self, x: Tensor, weight: Tensor | None) -> Tensor:
         return x if weight is None else self._norm(x, weight)

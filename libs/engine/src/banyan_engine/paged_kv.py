@@ -20,6 +20,7 @@ from torch import Tensor
 
 from banyan_core.types import KvLayout
 from banyan_engine.kernels.native import Pools
+from banyan_engine.rowwise import keep
 
 SCALE_BYTES = 4
 """Behind each int8 row."""
@@ -88,7 +89,10 @@ class PagedKv:
     def write(self, layer: int, slots: Slots, keys: Tensor, values: Tensor) -> None:
         """Put k and v [tokens, kv_heads, channels] into their slots."""
         for pool, rows in zip(self._pools[layer], (keys, values), strict=True):
-            pool.index_fill_(0, slots.fresh_block_ids, 0)
+            if len(slots.fresh_block_ids):
+                pool.index_fill_(0, slots.fresh_block_ids, 0)
+            if keep(rows, pool, slots.slot_ids):
+                continue
             stored = _quantized(rows) if pool.dtype == torch.int8 else rows.to(pool.dtype)
             pool.flatten(0, 1).index_copy_(0, slots.slot_ids, stored)
 
