@@ -14,10 +14,11 @@ PROMPT = (
     "The amber key opens door 4821. The silver key opens door 1937. The iron key opens door 6650. "
     "Count from one to forty, then tell a story about the amber key."
 )
-GREEDY: dict[str, Any] = {"max_tokens": 300, "temperature": 0, "extra_body": {"ignore_eos": True}}
-SEEDED: dict[str, Any] = {
-    "max_tokens": 200,
-    "temperature": 0.9,
+# Drawn, not greedy: a greedy answer of this length falls into a loop, which drafts then foretell,
+# and it is over before anybody dies.
+SAMPLED: dict[str, Any] = {
+    "max_tokens": 400,
+    "temperature": 1.0,
     "seed": 5,
     "extra_body": {"ignore_eos": True},
 }
@@ -25,8 +26,8 @@ SEEDED: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def calm(mesh: RunningMesh) -> Heard:
-    """The greedy answer when nothing goes wrong."""
-    return mesh.stream(PROMPT, **GREEDY)
+    """The answer when nothing goes wrong."""
+    return mesh.stream(PROMPT, **SAMPLED)
 
 
 def answer_with_a_death(
@@ -42,6 +43,7 @@ def answer_with_a_death(
             mesh.kill(name)
 
     heard = mesh.stream(PROMPT, kill, **options)
+    assert killed, f"the answer had no chunk {at}"
     (name, num_restarts) = next(iter(killed.items()))
     mesh.wait_restarted(name, num_restarts)
     return heard, mesh.explain(heard.request_id)["num_recoveries"]
@@ -54,24 +56,24 @@ def streaming_worker(mesh: RunningMesh) -> str:
     return names[0]
 
 
-@pytest.mark.parametrize("at", [1, 20, 100])
+@pytest.mark.parametrize("at", [1, 10, 40])
 def test_the_streaming_worker_dies(mesh: RunningMesh, calm: Heard, at: int) -> None:
-    heard, num_recoveries = answer_with_a_death(mesh, None, at, **GREEDY)
+    heard, num_recoveries = answer_with_a_death(mesh, None, at, **SAMPLED)
     assert heard.texts == calm.texts
     assert heard.finishes == ("length",)
     assert num_recoveries >= 1
 
 
 def test_a_sampled_answer_of_two_choices_survives(mesh: RunningMesh) -> None:
-    undisturbed = mesh.stream(PROMPT, n=2, **SEEDED)
+    undisturbed = mesh.stream(PROMPT, n=2, **SAMPLED)
     assert undisturbed.texts[0] != undisturbed.texts[1]
-    heard, num_recoveries = answer_with_a_death(mesh, None, 20, n=2, **SEEDED)
+    heard, num_recoveries = answer_with_a_death(mesh, None, 10, n=2, **SAMPLED)
     assert heard.texts == undisturbed.texts
     assert num_recoveries >= 1
 
 
 @pytest.mark.parametrize("victim", ["router", "kvstore", "valkey", "metrics", "autoscaler"])
 def test_no_running_answer_needs_this_process(mesh: RunningMesh, calm: Heard, victim: str) -> None:
-    heard, _ = answer_with_a_death(mesh, victim, 10, **GREEDY)
+    heard, _ = answer_with_a_death(mesh, victim, 10, **SAMPLED)
     assert heard.texts == calm.texts
     assert heard.finishes == ("length",)

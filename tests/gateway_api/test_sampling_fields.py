@@ -7,10 +7,14 @@ from typing import Any
 import httpx2
 import msgspec
 import pytest
+from tests.gateway_api.conftest import app_of
 from tests.gateway_api.echo_gateway import EchoGateway
 
 from banyan_core.types import SamplingParams
 from banyan_gateway import answer_shapes
+from banyan_gateway.auth import KeyRing
+from banyan_gateway.model_formats import ModelFormats
+from banyan_text.generation_defaults import GenerationDefaults
 
 PLAIN = {"model": "echo", "prompt": "hi", "max_tokens": 2, "seed": 1}
 CHAT = {
@@ -42,6 +46,21 @@ async def test_fields_reach_the_engine(
     untouched = SamplingParams(max_tokens=2, seed=1)
     if not change:
         assert gateway.requests[0].sampling == untouched
+
+
+@pytest.mark.parametrize("asked", [{}, {"temperature": 1.5, "top_k": -1}])
+async def test_what_is_left_open_is_as_the_models_authors_recommend(
+    gateway: EchoGateway, asked: dict[str, Any]
+) -> None:
+    defaults = GenerationDefaults(temperature=0.6, top_p=0.95, top_k=20)
+    app = app_of(gateway, KeyRing(), ModelFormats(defaults=defaults))
+    transport = httpx2.ASGITransport(app)
+    async with httpx2.AsyncClient(transport=transport, base_url="http://test") as http:
+        assert (await http.post("/v1/completions", json=PLAIN | asked)).status_code == 200
+    sampling = gateway.requests[-1].sampling
+    assert sampling.temperature == asked.get("temperature", 0.6)
+    assert sampling.top_k == (0 if asked else 20)
+    assert (sampling.top_p, sampling.repetition_penalty) == (0.95, 1.0)
 
 
 async def test_special_tokens_are_shown_to_who_asks(

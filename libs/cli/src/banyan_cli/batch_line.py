@@ -18,6 +18,7 @@ from banyan_core.types import ModelCard
 from banyan_gateway.auth import DEFAULT_TENANT
 from banyan_gateway.chat_format import ChatFormatter
 from banyan_gateway.errors import ApiError, invalid
+from banyan_gateway.model_formats import ModelFormats
 from banyan_gateway.openai_format import (
     AnswerHead,
     CollectedChoice,
@@ -26,6 +27,7 @@ from banyan_gateway.openai_format import (
 from banyan_gateway.ports import GenerationRequest, Usage
 from banyan_gateway.prepare import Arrival, Preparer
 from banyan_gateway.served_models import ServedModels
+from banyan_text.generation_defaults import GenerationDefaults
 from banyan_text.tokenizer import Tokenizer
 from banyan_worker.offline_engine import OfflineAnswer, OfflineRequest
 
@@ -90,10 +92,11 @@ def _check_url(url: object, body: dict[str, Any]) -> None:
 class Batch:
     """Turns lines into requests, and what became of those into lines."""
 
-    def __init__(self, card: ModelCard, tokenizer: Tokenizer) -> None:
+    def __init__(self, card: ModelCard, tokenizer: Tokenizer, defaults: GenerationDefaults) -> None:
         self._card = card
         self._tokenizer = tokenizer
-        self._preparer = Preparer(tokenizer, card, ServedModels(card, int(time.time())))
+        models, formats = ServedModels(card, int(time.time())), ModelFormats(defaults=defaults)
+        self._preparer = Preparer(tokenizer, card, models, formats)
 
     def open(self, line: Line) -> OpenLine:
         """Raises ApiError."""

@@ -14,6 +14,7 @@ from banyan_cli.answers_file import AnswersFile
 from banyan_cli.batch_line import Batch, Line, OpenLine, error_line, place, read_line
 from banyan_cli.errors import CommandError
 from banyan_gateway.errors import ApiError, invalid
+from banyan_text.generation_defaults import GenerationDefaults, read_generation_defaults
 from banyan_worker.offline import LLM
 from banyan_worker.offline_engine import OfflineAnswer, OfflineRequest
 
@@ -46,7 +47,8 @@ def generate(source: Path, target: Path, model: Path, numerics: str, console: Co
             task = progress.add_task("loading", total=num_lines)
             llm = LLM(model, numerics=numerics)
             progress.update(task, description="answering")
-            run = _Run(source, answers, llm, on_line=lambda: progress.advance(task))
+            defaults = read_generation_defaults(model)
+            run = _Run(source, answers, llm, defaults, on_line=lambda: progress.advance(task))
             run.all()
     counts, elapsed_s = run.counts, time.monotonic() - started
     console.print(
@@ -78,12 +80,17 @@ class _Run:
     """Lines are read as the engine takes them, and written as they end."""
 
     def __init__(
-        self, source: Path, answers: AnswersFile, llm: LLM, on_line: Callable[[], object]
+        self,
+        source: Path,
+        answers: AnswersFile,
+        llm: LLM,
+        defaults: GenerationDefaults,
+        on_line: Callable[[], object],
     ) -> None:
         self._source = source
         self._answers = answers
         self._llm = llm
-        self._batch = Batch(llm.card, llm.tokenizer)
+        self._batch = Batch(llm.card, llm.tokenizer, defaults)
         self._on_line = on_line
         self._open: dict[str, OpenLine] = {}
         self._seen: set[str] = set()

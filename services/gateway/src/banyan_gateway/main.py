@@ -6,7 +6,7 @@ import os
 import secrets
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
@@ -37,6 +37,7 @@ from banyan_runtime.settings import (
     shared,
 )
 from banyan_text.card import echo_card, read_card
+from banyan_text.generation_defaults import GenerationDefaults, read_generation_defaults
 from banyan_text.hf_tokenizer import HfTokenizer
 from banyan_text.model_folder import ModelFolderError
 from banyan_text.tokenizer import ByteTokenizer, Tokenizer
@@ -117,17 +118,18 @@ def wire(settings: Settings) -> Wiring:
     if settings.adapters is not None and not settings.adapters.is_dir():
         given = f"BANYAN_ADAPTERS={settings.adapters}"
         raise SettingsError(f"{given}: expected a folder of LoRA adapters.")
-    tokenizer, card = _model(settings)
+    tokenizer, card, defaults = _model(settings)
     formats = model_formats(
         tokenizer.template_source, PREFIX, settings.tool_format, settings.reasoning_format
     )
-    return Wiring(keys, tokenizer, card, formats)
+    return Wiring(keys, tokenizer, card, replace(formats, defaults=defaults))
 
 
-def _model(settings: Settings) -> tuple[Tokenizer, ModelCard]:
+def _model(settings: Settings) -> tuple[Tokenizer, ModelCard, GenerationDefaults]:
     size, numerics = settings.block_size, settings.numerics.value
     if settings.runner is RunnerKind.ECHO:
-        return ByteTokenizer(), echo_card(size, numerics, settings.model_name or "echo")
+        card = echo_card(size, numerics, settings.model_name or "echo")
+        return ByteTokenizer(), card, GenerationDefaults()
     if settings.model is None:
         raise SettingsError(f"{PREFIX}MODEL is not set: expected a model folder.")
     try:
@@ -139,7 +141,7 @@ def _model(settings: Settings) -> tuple[Tokenizer, ModelCard]:
             quantize=settings.quantize,
             kv=settings.kv_dtype,
         )
-        return HfTokenizer(settings.model), card
+        return HfTokenizer(settings.model), card, read_generation_defaults(settings.model)
     except ModelFolderError as error:
         raise SettingsError(f"{PREFIX}MODEL={settings.model}: {error}") from None
 

@@ -1,13 +1,18 @@
-"""How the served model writes tool calls and reasoning: found in its chat template, or set."""
+"""What the served model's folder says of its answers.
+
+How it writes tool calls and reasoning is found in its chat template, or set; how it is sampled
+where a request leaves that open, its authors recommend.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 from banyan_runtime.settings import SettingsError
 from banyan_text import reasoning, tools
+from banyan_text.generation_defaults import GenerationDefaults
 from banyan_text.reasoning import ReasoningFormat
 from banyan_text.tools import ToolFormat
 
@@ -22,6 +27,7 @@ class ModelFormats:
 
     tools: ToolFormat | None = None
     reasoning: ReasoningFormat | None = None
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
 
 
 NO_FORMATS: Final = ModelFormats()

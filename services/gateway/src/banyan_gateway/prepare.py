@@ -180,7 +180,9 @@ class Preparer:
         n = body.n or 1
         if n * len(prompts.token_ids) > CHOICES_MAX:
             raise invalid("n", f"expected at most {CHOICES_MAX} choices over all prompts")
-        sampling = validate.sampling(body, arrival.drawn_seed, self._tokenizer)
+        sampling = validate.sampling(
+            body, arrival.drawn_seed, self._tokenizer, self._formats.defaults
+        )
         sampling = dataclasses.replace(
             sampling,
             logprobs=asked.logprobs[0],

@@ -18,6 +18,7 @@ from banyan_gateway.schema import (
     GenerationBody,
     WithoutEffect,
 )
+from banyan_text.generation_defaults import GenerationDefaults
 from banyan_text.tokenizer import Tokenizer
 
 LOGIT_BIAS_KEY_CHARS_MAX = 40
@@ -73,16 +74,21 @@ def wanted_max_tokens(body: GenerationBody) -> tuple[str, int | None]:
     return name, value
 
 
-def sampling(body: GenerationBody, drawn_seed: int, tokenizer: Tokenizer) -> SamplingParams:
-    """All but `max_tokens` and logprobs, which other functions here give."""
+def sampling(
+    body: GenerationBody, drawn_seed: int, tokenizer: Tokenizer, defaults: GenerationDefaults
+) -> SamplingParams:
+    """All but `max_tokens` and logprobs, which other functions here give.
+
+    What the body leaves open is as the model's authors recommend, else as OpenAI has it.
+    """
     vocab_size = tokenizer.vocab_size
     seed = drawn_seed if body.seed is None else body.seed
     check_token_ids("stop_token_ids", body.stop_token_ids or (), vocab_size)
     check_token_ids("allowed_token_ids", body.allowed_token_ids or (), vocab_size)
     return SamplingParams(
-        temperature=_given(body.temperature, 1.0),
-        top_p=_given(body.top_p, 1.0),
-        top_k=max(0, body.top_k or 0),
+        temperature=_given(body.temperature, defaults.temperature, 1.0),
+        top_p=_given(body.top_p, defaults.top_p, 1.0),
+        top_k=max(0, int(_given(body.top_k, defaults.top_k, 0))),
         min_p=_given(body.min_p, 0.0),
         typical_p=_given(body.typical_p, 1.0),
         bad_words=_bad_words(body.bad_words or (), tokenizer),
@@ -90,7 +96,7 @@ def sampling(body: GenerationBody, drawn_seed: int, tokenizer: Tokenizer) -> Sam
         allowed_token_ids=tuple(sorted(set(body.allowed_token_ids or ()))),
         presence_penalty=_given(body.presence_penalty, 0.0),
         frequency_penalty=_given(body.frequency_penalty, 0.0),
-        repetition_penalty=_given(body.repetition_penalty, 1.0),
+        repetition_penalty=_given(body.repetition_penalty, defaults.repetition_penalty, 1.0),
         logit_bias=_logit_bias(body.logit_bias or {}, vocab_size),
         seed=seed % 2**64,
         min_tokens=body.min_tokens or 0,
@@ -141,8 +147,9 @@ def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, .
     return tuple(dict.fromkeys(each for each in tokens if each))
 
 
-def _given(value: float | None, default: float) -> float:
-    return default if value is None else value
+def _given(*values: float | None) -> float:
+    """The first that is there; the last always is."""
+    return next(value for value in values if value is not None)
 
 
 def _short(value: float) -> str:
