@@ -290,6 +290,7 @@ def test_a_whole_vocabulary_is_drawn_as_the_judge_draws_it() -> None:
             SamplingParams(seed=seed, typical_p=0.5, min_p=0.01),
         ):
             sample(logits, params)
+            sample(logits.round(1), params)  # with many equals where a head ends
 
 
 def test_bad_words_are_never_completed() -> None:

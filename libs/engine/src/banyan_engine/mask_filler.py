@@ -1,7 +1,9 @@
-"""Fills the grammar masks of a step on a thread of its own, while the forward pass runs.
+"""Fills the grammar masks of a step.
 
-A mask depends on the tokens before the step, which are known when it starts; so does opening a
-grammar, which may take longer than a mask.
+A mask depends on the tokens before the step, which are known when it starts. A mask of an open
+grammar takes some microseconds, less than handing it to another thread does: few of them are filled
+at once. Opening a grammar may take long, and many masks add up: those are done on a thread beside
+the forward pass.
 """
 
 from __future__ import annotations
@@ -15,6 +17,9 @@ from banyan_core.masks import MaskSource, MaskState
 from banyan_engine.sampler import Mask
 from banyan_engine.sequence_state import SequenceState
 
+FEW_STATES = 8
+"""Up to so many open grammars are filled in place."""
+
 
 class MaskFiller:
     """One step at a time: `start`, then `result`."""
@@ -24,18 +29,25 @@ class MaskFiller:
         self._vocab_size = vocab_size
         self._pool: ThreadPoolExecutor | None = None
         self._filling: Future[list[Mask | None]] | None = None
+        self._filled: list[Mask | None] | None = None
 
     def start(self, states: Sequence[SequenceState]) -> None:
         """Begin with the masks of those that have a grammar."""
-        if all(state.sampling.grammar is None for state in states):
-            self._filling = None
+        self._filling = self._filled = None
+        asking = [state for state in states if state.sampling.grammar is not None]
+        if not asking:
+            return
+        if len(asking) <= FEW_STATES and all(state.masks is not None for state in asking):
+            self._filled = [self._mask(state) for state in states]
             return
         self._pool = self._pool or ThreadPoolExecutor(1, thread_name_prefix="masks")
         self._filling = self._pool.submit(lambda: [self._mask(state) for state in states])
 
     def result(self, num_states: int) -> list[Mask | None]:
         """A mask for each state of `start`; None where there is no grammar, or a bad one."""
-        return self._filling.result() if self._filling else [None] * num_states
+        if self._filling is not None:
+            return self._filling.result()
+        return self._filled or [None] * num_states
 
     def _mask(self, state: SequenceState) -> Mask | None:
         if state.sampling.grammar is None or state.failure:

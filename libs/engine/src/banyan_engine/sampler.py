@@ -32,7 +32,8 @@ SUM_TOKENS = 512
 """Weights are summed in runs of so many, in single precision; the runs' sums in double."""
 TINY_TEMPERATURE = 1e-5
 """Below it there is no difference to greedy, only overflow."""
-_FIRST_CUT, _NEXT_CUT, _LAST_CUT = 2.0**-4, 2.0**-6, 2.0**-100
+SORTED_TOKENS = 4096
+"""Where a head ends is found by halving above, by sorting below."""
 
 
 class SamplingError(ValueError):
@@ -153,7 +154,7 @@ def _draw(scores: Logits, largest: np.float32, params: SamplingParams, uniform: 
     if params.typical_p < 1.0:
         ids, weights = _narrowed(ids, weights, _typical(weights, params.typical_p))
     if params.top_p < 1.0:
-        ids, weights = _narrowed(ids, weights, _nucleus(weights, params.top_p))
+        _keep_nucleus(weights, params.top_p)
     if params.min_p > 0.0:
         kept = np.flatnonzero(weights >= params.min_p * weights.max())
         ids, weights = _narrowed(ids, weights, kept)
@@ -205,21 +206,35 @@ def _down_to(values: Logits, cut: np.float32, num: int) -> Ids:
     return ids
 
 
-def _nucleus(weights: Logits, share: float) -> Ids:
-    """The shortest head, by likelihood, whose mass reaches the share; at least one.
+def _keep_nucleus(weights: Logits, share: float) -> None:
+    """Set to zero what is not in the shortest head whose mass reaches the share; one stays."""
+    cut, num_at_cut = _end_of_head(weights, share * _sums(weights)[-1])
+    at_cut = np.flatnonzero(weights == cut)
+    np.multiply(weights, weights >= cut, out=weights)
+    weights[at_cut[num_at_cut:]] = 0.0
 
-    Looks at the likely tokens first, and at all only when those do not reach it.
+
+def _end_of_head(weights: Logits, wanted: float) -> tuple[np.float32, int]:
+    """The smallest weight of the head that has this mass, and how many of its equals belong to it.
+
+    Halves what is in question until little is left to sort: the values need no ids for that.
     """
-    wanted = share * _sums(weights)[-1]
-    cut = _FIRST_CUT * float(weights.max())
-    while True:
-        head = -np.sort(-(weights[weights >= cut] if cut > _LAST_CUT else weights))
-        reached = np.cumsum(head, dtype=np.float64)
-        if reached[-1] >= wanted or len(head) == len(weights):
-            break
-        cut *= _NEXT_CUT
-    num_kept = 1 + int(np.count_nonzero(reached[:-1] < wanted))
-    return _down_to(weights, head[num_kept - 1], num_kept)
+    part, num_above, above = weights.copy(), 0, 0.0
+    middle = len(part) * 15 // 16  # most heads are short
+    while len(part) > SORTED_TOKENS:
+        part.partition(middle)
+        mass = part[middle:].sum(dtype=np.float64)
+        if above + mass >= wanted:
+            part = part[middle:]
+        else:
+            num_above, above = num_above + len(part) - middle, above + mass
+            part = part[:middle]
+        middle = len(part) // 2
+    part = -np.sort(-part)
+    reached = above + np.cumsum(part, dtype=np.float64)
+    last = int(np.count_nonzero(reached[:-1] < wanted))
+    num_larger = int(np.count_nonzero(weights > part[last]))
+    return part[last], num_above + last + 1 - num_larger
 
 
 def _typical(weights: Logits, share: float) -> Ids:
