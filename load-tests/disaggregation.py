@@ -3,9 +3,10 @@
 A Llama of about 150 million random parameters. One side is `overhead/one_process.py`, the other a
 whole mesh, one prefill and one decode worker, asked over HTTP; both always have eight requests of
 random prompts and fixed lengths. Each side has the thread setting that was best for it in a first
-round; then both are measured in turn. Tokens are the workers' own counts over a window.
+round; with more rounds both are then measured in turn. Tokens are the workers' own counts over a
+window. A round of one shape takes under 4 minutes on a quiet machine, one of both under 6.
 
-    python load-tests/disaggregation.py [--rounds 3] [--window 30] [--only 512/128] [--json]
+    python load-tests/disaggregation.py [--rounds 1] [--window 20] [--only 512/128] [--json]
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ import argparse
 import asyncio
 import json
 import os
-import random
 import re
 import subprocess
 import sys
@@ -29,15 +29,17 @@ from typing import Any
 
 import httpx2
 
-from overhead.one_process import KV_BYTES, NUM_SEQUENCES, output_lengths, prompt
+from overhead.closed_clients import ClosedClients
+from overhead.one_process import KV_BYTES, NUM_SEQUENCES
 from overhead.processes import Mesh, Server, mesh
 from overhead.random_llama import CONFIG, NUM_PARAMETERS, write_model
 
 CASES = {"512/128": (512, 128), "128/512": (128, 512)}
-SETTLE_S = 20.0
-REQUEST_TIMEOUT_S = 600.0
+WORKERS = ("prefill-0", "decode-0")
+SETTLE_S = 12.0
+"""More than all first prompts take: after it the sequences are at all stages of their lives."""
+TIMEOUT_S = 60.0
 ONE_PROCESS = Path(__file__).parent / "overhead" / "one_process.py"
-_USAGE = re.compile(rb'"completion_tokens":\s?(\d+)')
 
 Figures = dict[str, float]
 
@@ -92,71 +94,33 @@ def split_mesh(folder: Path, setting: Setting) -> Iterator[Mesh]:
 
 
 async def measure_split(running: Mesh, model: str, case: str, window_s: float) -> Figures:
-    num_input, num_output = CASES[case]
-    lengths, rng = output_lengths(num_output), random.Random(time.time_ns())
-    clients = [
-        asyncio.create_task(_client(running.port, model, num_input, lengths, rng))
-        for _ in range(NUM_SEQUENCES)
-    ]
+    clients = ClosedClients(running.port, model, *CASES[case])
+    clients.start()
     try:
-        async with asyncio.timeout(SETTLE_S + window_s + REQUEST_TIMEOUT_S):
-            await _while_asking(clients, SETTLE_S)
-            before, started = _counters(running), time.monotonic()
-            await _while_asking(clients, window_s)
-            after, elapsed_s = _counters(running), time.monotonic() - started
+        async with asyncio.timeout(SETTLE_S + window_s + TIMEOUT_S):
+            await clients.go_on(SETTLE_S)
+            before, started = _counters(running, clients), time.monotonic()
+            await clients.go_on(window_s)
+            after, elapsed_s = _counters(running, clients), time.monotonic() - started
     finally:
-        for client in clients:
-            client.cancel()
-        await asyncio.gather(*clients, return_exceptions=True)
-    return {name: (after[name] - before[name]) / elapsed_s for name in before}
+        await clients.stop()
+    figures = {name: (after[name] - before[name]) / elapsed_s for name in before}
+    for worker in WORKERS:
+        steps, computed = figures[f"{worker} steps_per_s"], _computed_per_s(figures, worker)
+        figures[f"{worker} tokens_per_step"] = computed / steps if steps else 0.0
+    return figures
 
 
-async def _while_asking(clients: Sequence[asyncio.Task[None]], seconds: float) -> None:
-    """A client never ends by itself: one that did, failed."""
-    done, _ = await asyncio.wait(clients, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-    for client in done:
-        client.result()
-
-
-async def _client(
-    port: int, model: str, num_input: int, lengths: Iterator[int], rng: random.Random
-) -> None:
-    """Asks, reads to the end, asks again."""
-    while True:
-        num_tokens = next(lengths)
-        body = {
-            "model": model,
-            "prompt": prompt(rng, num_input),
-            "max_tokens": num_tokens,
-            "temperature": 0,
-            "ignore_eos": True,
-            "stream": True,
-            "stream_options": {"include_usage": True},
-        }
-        answer = await _ask(port, json.dumps(body).encode())
-        used = _USAGE.findall(answer)
-        if not used or int(used[-1]) != num_tokens:
-            raise RuntimeError(f"expected {num_tokens} tokens: ...{answer[-400:]!r}")
-
-
-async def _ask(port: int, body: bytes) -> bytes:
-    """The whole answer. Raw, for the client shares the cores with what it measures."""
-    head = (
-        f"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nconnection: close\r\n"
-        f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    reader, writer = await asyncio.open_connection("127.0.0.1", port)
-    try:
-        writer.write(head.encode() + body)
-        return await reader.read()
-    finally:
-        writer.close()
+def _computed_per_s(figures: Figures, worker: str) -> float:
+    """Rows of its steps: of the tokens that it sampled, one each is computed for the next."""
+    return figures[f"{worker} prompt_tokens_per_s"] + figures[f"{worker} sampled_per_s"]
 
 
 _WORKER_COUNTERS = {
     "prompt_tokens_per_s": "vllm:prompt_tokens_total",
     "sampled_per_s": "vllm:generation_tokens_total",
     "steps_per_s": "banyan_worker_steps_total",
+    "fetched_blocks_per_s": "banyan_worker_fetched_blocks_total",
     "fetched_bytes_per_s": "banyan_worker_fetched_bytes_total",
     "exported_bytes_per_s": "banyan_worker_exported_bytes_total",
     "offloaded_blocks_per_s": "banyan_worker_offloaded_blocks_total",
@@ -165,10 +129,10 @@ _WORKER_COUNTERS = {
 }
 
 
-def _counters(running: Mesh) -> Figures:
+def _counters(running: Mesh, clients: ClosedClients) -> Figures:
     """What the workers counted, by worker and name, and CPU seconds by process."""
-    counters: Figures = {}
-    for worker in ("prefill-0", "decode-0"):
+    counters: Figures = {"refused_requests_per_s": clients.num_refused}
+    for worker in WORKERS:
         url = f"http://{running.metrics[worker]}/metrics"
         text = httpx2.get(url, timeout=10.0, trust_env=False).text
         for name, metric in _WORKER_COUNTERS.items():
@@ -178,6 +142,7 @@ def _counters(running: Mesh) -> Figures:
     for name, pid in running.pids.items():
         if name != "supervisor":
             counters[f"{name} cores"] = Server(running.port, (pid,)).cpu_s()
+    counters["cores"] = sum(value for name, value in counters.items() if name.endswith(" cores"))
     # The token that a prefill samples is the answer's first; decode reports, but does not count it.
     for name in ("sampled_per_s", "prompt_tokens_per_s"):
         both = counters[f"prefill-0 {name}"] + counters[f"decode-0 {name}"]
@@ -234,13 +199,28 @@ Rounds = dict[str, list[dict[str, Figures]]]
 def _told(figures: dict[str, Figures], setting: Setting) -> dict[str, Figures]:
     """For whoever waits: progress goes to standard error, and stays out of the result."""
     for case, one in figures.items():
-        rate = one["output_tokens_per_s"]
-        print(f"{case}, {setting.name}: {rate:.1f} output tokens/s", file=sys.stderr, flush=True)
+        rate, cpu_ms = one["output_tokens_per_s"], _cpu_ms_per_token(one)
+        words = f"{rate:.1f} output tokens/s, {cpu_ms:.2f} ms of CPU each"
+        print(f"{case}, {setting.name}: {words}", file=sys.stderr, flush=True)
+        for worker in WORKERS:
+            told = {n.removeprefix(worker): v for n, v in one.items() if n.startswith(worker)}
+            if told:
+                words = ", ".join(f"{name.strip()} {value:.3g}" for name, value in told.items())
+                print(f"    {worker}: {words}", file=sys.stderr, flush=True)
     return figures
+
+
+def _cpu_ms_per_token(figures: Figures) -> float:
+    """Of an output token, its share of the prompt included."""
+    return figures["cores"] / figures["output_tokens_per_s"] * 1000
 
 
 def _rate(rounds: Sequence[dict[str, Figures]], case: str) -> float:
     return median(figures[case]["output_tokens_per_s"] for figures in rounds)
+
+
+def _cpu_ms(rounds: Sequence[dict[str, Figures]], case: str) -> float:
+    return median(_cpu_ms_per_token(figures[case]) for figures in rounds)
 
 
 def _bests(settings: Sequence[Setting], measured: Rounds, cases: Sequence[str]) -> list[Setting]:
@@ -264,6 +244,8 @@ def _case(case: str, single: Rounds, split: Rounds) -> dict[str, object]:
         "ratio": round(ours / theirs, 3),
         "single_total_tokens_per_s": round(theirs * per_token, 1),
         "disaggregated_total_tokens_per_s": round(ours * per_token, 1),
+        "single_cpu_ms_per_token": round(_cpu_ms(single[best_single], case), 2),
+        "disaggregated_cpu_ms_per_token": round(_cpu_ms(split[best_split], case), 2),
         "single_threads": best_single,
         "disaggregated_threads": best_split,
         "disaggregated": {name: round(median(p[name] for p in parts), 3) for name in parts[0]},
@@ -272,8 +254,8 @@ def _case(case: str, single: Rounds, split: Rounds) -> dict[str, object]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--window", type=float, default=30.0, help="seconds that count, of each")
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--window", type=float, default=20.0, help="seconds that count, of each")
     parser.add_argument("--only", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()

@@ -75,8 +75,10 @@ class Counts:
     def __init__(self) -> None:
         self.num_prompt = 0
         self.num_output = 0
+        self.num_steps = 0
 
     def take_plan(self, engine: EngineLoop, plan: StepPlan) -> None:
+        self.num_steps += 1
         self.num_prompt += sum(engine.num_prompt_tokens(item) for item in plan.items)
 
     def take_report(self, report: Report) -> int:
@@ -94,11 +96,12 @@ def measure(
     load, counts = Load(card, num_input, num_output), Counts()
     facts: list[EngineFact] = [load.next() for _ in range(NUM_SEQUENCES)]
     begin = time.monotonic() + settle_s
-    before: tuple[float, int, int, float] | None = None
+    before: tuple[float, int, int, float, int] | None = None
     while True:
         now = time.monotonic()
         if before is None and now >= begin:
-            before = (now, counts.num_prompt, counts.num_output, time.process_time())
+            cpu_s = time.process_time()
+            before = (now, counts.num_prompt, counts.num_output, cpu_s, counts.num_steps)
         if before is not None and now >= before[0] + window_s:
             break
         commands = engine.step(time.monotonic_ns(), facts).commands
@@ -116,6 +119,7 @@ def measure(
     return {
         "output_tokens_per_s": (counts.num_output - before[2]) / elapsed_s,
         "prompt_tokens_per_s": (counts.num_prompt - before[1]) / elapsed_s,
+        "steps_per_s": (counts.num_steps - before[4]) / elapsed_s,
         "cores": (time.process_time() - before[3]) / elapsed_s,
     }
 

@@ -75,3 +75,10 @@ def test_the_time_to_ask_again_is_one_places_share(
     )
     refusal = refuse(spec("a", (1,)), view(load))
     assert refusal is not None and refusal.retry_after_ns == retry_after_ns
+
+
+def test_prompts_that_others_compute_are_not_in_a_prompts_way() -> None:
+    """Else an unsplit request finds no worker at all when the prefill workers have enough."""
+    load = WorkerLoad(num_waiting=2, num_free_blocks=ROOM, prefill_tokens_per_s=0.1)
+    assert refuse(spec("a", (1, 2, 3)), replace(view(load), num_awaiting_kv=2)) is None
+    assert refuse(spec("a", (1, 2, 3)), replace(view(load), num_awaiting_kv=1)) is not None

@@ -18,12 +18,16 @@ LONGEST_RETRY_NS = 5 * NS_PER_S
 
 @dataclass(frozen=True, slots=True)
 class AdmissionView:
-    """What a worker knows of itself. The load counts sequences whose KV is being fetched."""
+    """What a worker knows of itself. The load counts sequences whose KV is being fetched.
+
+    `num_awaiting_kv` of those that wait are being computed by other workers.
+    """
 
     card: ModelCard
     num_blocks: int
     limits: EngineLimits
     load: WorkerLoad
+    num_awaiting_kv: int = 0
 
 
 def refuse(
@@ -58,7 +62,8 @@ def _full(spec: SequenceSpec, view: AdmissionView, prefilled_elsewhere: bool) ->
         return Refusal("draining", LONGEST_RETRY_NS)
     if _num_without_place(spec, view) >= limits.max_waiting:
         return Refusal(f"{load.num_waiting} sequences wait", _retry_after_ns(load))
-    if load.num_waiting and too_many and not prefilled_elsewhere:
+    someone_waits = load.num_waiting > view.num_awaiting_kv
+    if someone_waits and too_many and not prefilled_elsewhere:
         return Refusal(f"{load.num_waiting_tokens} tokens wait", _retry_after_ns(load))
     return None
 

@@ -82,12 +82,11 @@ class Work:
     def load(self) -> WorkerLoad:
         """The engine's load, what waits for its KV, and what the engine has not looked at yet."""
         load = self.parts.steps.engine.load(self._clock.now_ns())
-        tokens = sum(entry.num_tokens for entry in self._fetching.values())
-        tokens += sum(self._entering.values())
+        fetching = sum(entry.num_tokens for entry in self._fetching.values())
         return replace(
             load,
             num_waiting=load.num_waiting + len(self._fetching) + len(self._entering),
-            num_waiting_tokens=load.num_waiting_tokens + tokens,
+            num_waiting_tokens=load.num_waiting_tokens + fetching + sum(self._entering.values()),
             draining=self.draining,
         )
 
@@ -128,8 +127,9 @@ class Work:
         return refusal
 
     def _admit(self, spec: SequenceSpec, *, prefilled_elsewhere: bool = False) -> Refusal | None:
-        parts = self.parts
-        view = AdmissionView(parts.card, parts.num_blocks, parts.options.limits, self.load())
+        parts, load = self.parts, self.load()
+        num_awaiting = sum(not entry.num_tokens for entry in self._fetching.values())
+        view = AdmissionView(parts.card, parts.num_blocks, parts.options.limits, load, num_awaiting)
         refusal = refuse(spec, view, prefilled_elsewhere=prefilled_elsewhere)
         refusal = refusal or parts.adapters.claim(spec)
         if refusal is not None:
