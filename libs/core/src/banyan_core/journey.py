@@ -368,6 +368,8 @@ class Journey:
     def next_wake(self) -> int | None:
         wake = self.accepted.deadline_ns
         for choice in self.choices:
+            if choice.phase is Phase.RUNNING:  # asked for every token: nearly always so
+                continue
             until = self.waiting.until(choice)
             if until is not None and (wake is None or until < wake):
                 wake = until

@@ -224,21 +224,24 @@ def sequence_report_to_pb(report: SequenceReport) -> worker_pb2.SequenceReport:
 
 
 def sequence_report_from_pb(message: worker_pb2.SequenceReport) -> SequenceReport:
-    tokens = tuple([output_token_from_pb(token) for token in message.tokens])
-    number = message.finish
+    """Read for every token: what only comes at the start or at the end is looked for, not read."""
+    tokens = message.tokens
+    number, error = message.finish, message.error
+    has_more = number or error or message.prompt_logprobs or message.HasField("figures")
+    if len(tokens) == 1 and not has_more:
+        token = (output_token_from_pb(tokens[0]),)
+        return SequenceReport(message.sequence_id, message.first_index, token)
     finish = None
     if number:
         if number not in _FINISH_FROM_PB:
             raise ValueError(f"finish: {number} is not a known end")
         finish = _FINISH_FROM_PB[number]
-    figures = figures_from_pb(message.figures) if message.HasField("figures") else None
-    prompt_logprobs = tuple([output_token_from_pb(token) for token in message.prompt_logprobs])
     return SequenceReport(
         message.sequence_id,
         message.first_index,
-        tokens,
+        tuple([output_token_from_pb(token) for token in tokens]),
         finish,
-        message.error,
-        figures,
-        prompt_logprobs,
+        error,
+        figures_from_pb(message.figures) if message.HasField("figures") else None,
+        tuple([output_token_from_pb(token) for token in message.prompt_logprobs]),
     )
