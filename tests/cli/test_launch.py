@@ -9,8 +9,10 @@ import pytest
 
 from banyan_cli.errors import CommandError
 from banyan_cli.launch import KV_MEMORY_BYTES, Launcher
-from banyan_cli.options import HOST, MeshOptions, Ports, RunnerKind, check_options
+from banyan_cli.options import HOST, MeshOptions, Numerics, Ports, RunnerKind, check_options
 from banyan_cli.state import StateFolder
+from banyan_core.model_spec import KvDtype, Quantize
+from banyan_engine.demo import model_folder
 
 POLICIES = Path(__file__).parents[2] / "infra" / "policies.toml"
 
@@ -71,6 +73,25 @@ def test_an_outside_bus_leaves_the_index_at_home(tmp_path: Path) -> None:
     assert env["BANYAN_INDEX_URL"].startswith("redis://127.0.0.1:")
 
 
+@pytest.mark.parametrize("service", ["gateway", "prefill", "decode"])
+def test_all_who_make_the_card_are_told_the_same_formats(tmp_path: Path, service: str) -> None:
+    options = MeshOptions(
+        policies=POLICIES,
+        port=0,
+        quantize=Quantize.INT4,
+        kv_dtype=KvDtype.INT8,
+        adapters=tmp_path,
+    )
+    env = Launcher(options, StateFolder(tmp_path)).environment(service, service, {})
+    prefix = f"BANYAN_{service.upper()}"
+    assert (env[f"{prefix}_QUANTIZE"], env[f"{prefix}_KV_DTYPE"]) == ("int4", "int8")
+    assert env["BANYAN_ADAPTERS"] == str(tmp_path)
+
+
+TORCH = {"runner": RunnerKind.TORCH, "model": model_folder()}
+EXACT = {**TORCH, "numerics": Numerics.DETERMINISTIC}
+
+
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
@@ -80,6 +101,19 @@ def test_an_outside_bus_leaves_the_index_at_home(tmp_path: Path) -> None:
         (
             {"bus": "kafka://h"},
             "--bus is kafka://h: expected redis://HOST:PORT or kafka://HOST:PORT[,HOST:PORT].",
+        ),
+        ({"quantize": Quantize.INT8}, "--quantize is int8: expected nothing, as --runner is echo."),
+        (
+            {**EXACT, "quantize": Quantize.INT8},
+            "--quantize is int8: expected nothing, as --numerics is deterministic.",
+        ),
+        (
+            {**EXACT, "kv_dtype": KvDtype.BFLOAT16},
+            "--kv-dtype is bfloat16: expected nothing, as --numerics is deterministic.",
+        ),
+        (
+            {**TORCH, "adapters": Path("/nowhere")},
+            "The folder of adapters /nowhere does not exist.",
         ),
         ({"policies": Path("/nowhere")}, "The policy file /nowhere does not exist."),
         ({"runner": RunnerKind.TORCH}, "The torch runner needs a model"),

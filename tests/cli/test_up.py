@@ -167,6 +167,18 @@ def test_a_port_that_is_none_is_refused(tmp_path: Path) -> None:
     assert refused.stderr == "banyan: --port is 99999: expected 0 to 65535.\n"
 
 
+@pytest.mark.parametrize(
+    ("option", "expected"),
+    [("--quantize", "'int8', 'int4'"), ("--kv-dtype", "'float32', 'bfloat16', 'int8'")],
+)
+def test_a_format_that_is_not_known_is_refused(option: str, expected: str) -> None:
+    refused = banyan("up", f"{option}=int3")
+    assert refused.returncode == 2
+    said = " ".join(refused.stderr.replace("│", " ").split())  # it comes in a box
+    assert f"Invalid value for '{option}'" in said
+    assert f"'int3' is not one of {expected}." in said
+
+
 def test_wrong_policy_stops_everything_with_the_services_own_sentence(tmp_path: Path) -> None:
     policies = tmp_path / "policies.toml"
     policies.write_text('[routing]\npolicy = "best"\n')

@@ -9,6 +9,17 @@ import pytest
 from tests.compose.conftest import image
 from tests.compose.running import SERVICES, ComposeMesh, docker
 
+from banyan_engine.kernels.build import LEVELS, binary_name, cpu_level
+
+HELPER = """
+import json
+from banyan_engine.kernels.build import READY_MADE
+from banyan_engine.kernels.native import loader
+loader.wait(60)
+print(loader.status)
+print(json.dumps(sorted(file.name for file in READY_MADE.iterdir())))
+"""
+
 
 @pytest.mark.parametrize("service", SERVICES)
 def test_each_starts_alone_and_says_what_it_misses(images: None, service: str) -> None:
@@ -27,6 +38,18 @@ def test_torch_is_in_the_workers_only(images: None, service: str) -> None:
     options = ["run", "--rm", "--network=none", "--entrypoint=python"]
     said = docker(*options, image(service), "-c", script)
     assert said.strip() == str(service in ("prefill", "decode"))
+
+
+@pytest.mark.parametrize("service", ["prefill", "decode"])
+def test_workers_bring_the_compiled_helper_and_need_no_place_to_write(
+    images: None, service: str
+) -> None:
+    """Compiled for every level of CPUs; that of this machine is in use."""
+    options = ["run", "--rm", "--network=none", "--read-only", "--entrypoint=python"]
+    said = docker(*options, image(service), "-c", HELPER).split("\n")
+    level = cpu_level()
+    assert said[0] == ("absent: no code for this CPU" if level is None else f"in use: {level}")
+    assert json.loads(said[1]) == sorted(map(binary_name, LEVELS))
 
 
 @pytest.mark.parametrize("service", SERVICES)

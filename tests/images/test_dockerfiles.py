@@ -11,8 +11,13 @@ import pytest
 import yaml
 from image_venv import theirs
 
+import banyan_engine
+from banyan_engine.kernels.build import READY_MADE
+
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = sorted(ROOT.glob("services/*/Dockerfile"))
+KERNELS = "libs/engine/src/banyan_engine/kernels"
+"""Copied by itself too, so that it is compiled again only when it changes."""
 SHARED_FILES = {"constraints.txt", "infra/scripts/setup_env.py", "infra/scripts/image_venv.py"}
 
 
@@ -55,7 +60,7 @@ def test_there_is_one_for_each_service() -> None:
 def test_it_copies_what_the_service_needs_and_nothing_else(dockerfile: Path) -> None:
     needed = {str(folder.relative_to(ROOT)) for folder in ours_of(dockerfile.parent)}
     declarations = {f"{folder}/pyproject.toml" for folder in needed}
-    found = copied(dockerfile) - SHARED_FILES
+    found = copied(dockerfile) - SHARED_FILES - {KERNELS}
     assert found - declarations == needed
     missing = declarations - found
     # A service's own file may stay out of the first layers if the libraries' say as much.
@@ -98,7 +103,17 @@ def test_it_runs_as_somebody_without_rights(dockerfile: Path) -> None:
 def test_torch_is_in_the_workers_only_and_never_the_cuda_build(dockerfile: Path) -> None:
     is_worker = service_of(dockerfile) in ("prefill", "decode")
     assert ("libs/engine" in copied(dockerfile)) == is_worker
+    assert (KERNELS in copied(dockerfile)) == is_worker
     assert ("--torch-index $TORCH_INDEX" in dockerfile.read_text()) == is_worker
+
+
+@pytest.mark.parametrize("role", ["prefill", "decode"])
+def test_the_helper_lies_where_it_is_looked_for_and_no_compiler_comes_along(role: str) -> None:
+    lines = instructions(ROOT / "services" / role / "Dockerfile")
+    stages = [i for i, line in enumerate(lines) if line.startswith("FROM ")]
+    at = READY_MADE.relative_to(Path(banyan_engine.__file__).parents[1])
+    assert f"COPY --from=helper /built /venv/lib/python3.11/site-packages/{at}" in lines
+    assert [line for line in lines[stages[-1] :] if "apt-get" in line or "g++" in line] == []
 
 
 def test_the_two_workers_share_every_layer_but_their_own() -> None:

@@ -79,10 +79,10 @@ class Launcher:
 
     def _shared(self) -> dict[str, str]:
         valkey = f"redis://{self.addresses('valkey').main}"
-        topics = self._options.topics
+        paths = {"TOPICS": self._options.topics, "ADAPTERS": self._options.adapters}
         return {
             "BANYAN_BUS_URL": self._options.bus or valkey,
-            **({} if topics is None else {"BANYAN_TOPICS": str(topics.absolute())}),
+            **{f"BANYAN_{key}": str(at.absolute()) for key, at in paths.items() if at},
             "BANYAN_INDEX_URL": valkey,
             "BANYAN_DIRECTORY": f"file:{self._folder.mesh_file}",
             "BANYAN_POLICIES": str(self._options.policies.absolute()),
@@ -98,6 +98,8 @@ class Launcher:
         if service in ("prefill", "decode", "gateway"):
             own["RUNNER"] = self._options.runner.value
             own["NUMERICS"] = self._options.numerics.value
+            own["QUANTIZE"] = self._options.quantize or ""
+            own["KV_DTYPE"] = self._options.kv_dtype or ""
             if self._options.model is not None:
                 own["MODEL"] = str(self._options.model.absolute())
         if service in ("prefill", "decode"):

@@ -17,6 +17,7 @@ from banyan_cli.client import HttpClient
 from banyan_cli.errors import CommandError
 from banyan_cli.options import MeshOptions, Numerics, RunnerKind
 from banyan_cli.state import StateFolder
+from banyan_core.model_spec import KvDtype, Quantize
 from banyan_runtime.settings import SettingsError
 
 app = typer.Typer(
@@ -60,6 +61,9 @@ def up(
     model: Annotated[Path | None, typer.Option(help="Hugging Face folder; else the demo.")] = None,
     runner: Annotated[RunnerKind, typer.Option(help="What computes.")] = RunnerKind.TORCH,
     numerics: Annotated[Numerics, typer.Option(help="How it computes.")] = Numerics.FAST,
+    quantize: Annotated[Quantize | None, typer.Option(help="Pack weights.")] = None,
+    kv_dtype: Annotated[KvDtype | None, typer.Option(help="Type of K and V.")] = None,
+    adapters: Annotated[Path | None, typer.Option(help="Folder of LoRA adapters.")] = None,
     port: Annotated[int, typer.Option(help="The gateway's port; 0 is any free one.")] = 8000,
     policies: Annotated[Path | None, typer.Option(help="The policy file.")] = None,
     state_dir: StateDir = DEFAULT_STATE_DIR,
@@ -79,6 +83,9 @@ def up(
         num_routers=routers,
         runner=runner,
         numerics=numerics,
+        quantize=quantize,
+        kv_dtype=kv_dtype,
+        adapters=adapters,
         port=port,
         autoscale=autoscale,
         bus=bus,

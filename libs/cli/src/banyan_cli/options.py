@@ -10,6 +10,7 @@ from pathlib import Path
 
 from banyan_cli.errors import CommandError
 from banyan_cli.plan import MAX_REPLICAS
+from banyan_core.model_spec import KvDtype, Quantize
 
 HOST = "127.0.0.1"
 MAX_ROUTERS = 4
@@ -32,7 +33,8 @@ class Numerics(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class MeshOptions:
-    """What `banyan up` was asked for. Port 0 is any free one; the echo runner needs no model.
+    """What `banyan up` was asked for. Port 0 is any free one; the echo runner needs no model, and
+    has neither formats nor adapters.
 
     `bus` is that of brokers outside the mesh, whose topics are made as `topics` says; without it
     the mesh's own Valkey is the bus.
@@ -46,6 +48,9 @@ class MeshOptions:
     num_routers: int = 1
     runner: RunnerKind = RunnerKind.TORCH
     numerics: Numerics = Numerics.FAST
+    quantize: Quantize | None = None
+    kv_dtype: KvDtype | None = None
+    adapters: Path | None = None
     port: int = 8000
     autoscale: bool = False
     bus: str | None = None
@@ -81,12 +86,28 @@ def check_options(options: MeshOptions) -> None:
         raise CommandError(f"The policy file {options.policies} does not exist.")
     if options.bus is not None:
         _check_bus(options.bus)
+    _check_formats(options)
     if options.runner is RunnerKind.TORCH:
         _check_model(options.model)
     if options.port and not is_free(options.port):
         raise CommandError(
             f"Port {options.port} is taken: stop what uses it, or choose another with --port."
         )
+
+
+def _check_formats(options: MeshOptions) -> None:
+    """What only the torch runner has, and some of it in fast mode only."""
+    formats = {"--quantize": options.quantize, "--kv-dtype": options.kv_dtype}
+    for option, value in {**formats, "--adapters": options.adapters}.items():
+        if value is not None and options.runner is RunnerKind.ECHO:
+            raise CommandError(f"{option} is {value}: expected nothing, as --runner is echo.")
+    for option, value in formats.items():
+        exact = value in (None, KvDtype.FLOAT32)
+        if options.numerics is Numerics.DETERMINISTIC and not exact:
+            expected = "expected nothing, as --numerics is deterministic"
+            raise CommandError(f"{option} is {value}: {expected}.")
+    if options.adapters is not None and not options.adapters.is_dir():
+        raise CommandError(f"The folder of adapters {options.adapters} does not exist.")
 
 
 def _check_model(folder: Path | None) -> None:
