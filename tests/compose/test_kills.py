@@ -11,13 +11,19 @@ PROMPT = (
     "The amber key opens door 4821. The silver key opens door 1937. The iron key opens door 6650. "
     "Count from one to forty, then tell a story about the amber key."
 )
-GREEDY: dict[str, Any] = {"max_tokens": 200, "temperature": 0, "extra_body": {"ignore_eos": True}}
+# Drawn, not greedy: a greedy answer falls into a loop, which drafts foretell, and is soon over.
+SAMPLED: dict[str, Any] = {
+    "max_tokens": 400,
+    "temperature": 1.0,
+    "seed": 5,
+    "extra_body": {"ignore_eos": True},
+}
 
 
 @pytest.fixture(scope="module")
 def calm(mesh: ComposeMesh) -> str:
     """The answer when nothing goes wrong."""
-    return mesh.stream(PROMPT, **GREEDY)
+    return mesh.stream(PROMPT, **SAMPLED)
 
 
 def answer_with_a_death(mesh: ComposeMesh, container_id: str) -> str:
@@ -28,7 +34,7 @@ def answer_with_a_death(mesh: ComposeMesh, container_id: str) -> str:
             docker("kill", container_id)
             killed.append(container_id)
 
-    text = mesh.stream(PROMPT, kill, **GREEDY)
+    text = mesh.stream(PROMPT, kill, **SAMPLED)
     assert killed
     return text
 
@@ -44,9 +50,9 @@ def test_no_running_answer_needs_this_service(mesh: ComposeMesh, calm: str, serv
     (victim,) = mesh.containers(service)
     assert answer_with_a_death(mesh, victim["Id"]) == calm
     if service != "router":  # without one, new requests wait
-        assert mesh.stream(PROMPT, **GREEDY) == calm
+        assert mesh.stream(PROMPT, **SAMPLED) == calm
     mesh.restore()
-    assert mesh.stream(PROMPT, **GREEDY) == calm
+    assert mesh.stream(PROMPT, **SAMPLED) == calm
 
 
 def test_replicas_are_found_and_one_of_them_dies(mesh: ComposeMesh, calm: str) -> None:
@@ -64,10 +70,10 @@ def test_replicas_are_found_and_one_of_them_dies(mesh: ComposeMesh, calm: str) -
             for one in killed:
                 docker("kill", one)
 
-    assert mesh.stream(PROMPT, kill, **GREEDY) == calm
+    assert mesh.stream(PROMPT, kill, **SAMPLED) == calm
     assert len(killed) == 1
     mesh.restore()
 
     mesh.up("--no-recreate", "--scale=decode=1", "--scale=prefill=1")
     wait_until(lambda: sum(mesh.view().values()) == 2, "the router sees two workers")
-    assert mesh.stream(PROMPT, **GREEDY) == calm
+    assert mesh.stream(PROMPT, **SAMPLED) == calm

@@ -127,13 +127,16 @@ class ModelSpec:
 
 
 def kv_layout(spec: ModelSpec, dtype: str) -> KvLayout:
-    """What one token leaves in the cache."""
+    """What one token leaves in the cache.
+
+    The type becomes a plain word: a card's digest must be the same before and after the wire.
+    """
     return KvLayout(
         tuple(
             KvLayer(spec.num_kv_heads, spec.head_dim, spec.head_dim, layer.window)
             for layer in spec.layers
         ),
-        dtype,
+        str(dtype),
     )
 
 
