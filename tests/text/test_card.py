@@ -8,6 +8,7 @@ import pytest
 
 from banyan_core.model_spec import KvDtype, Quantize
 from banyan_core.types import KvLayer, KvLayout
+from banyan_runtime.worker_codec import model_card_from_pb, model_card_to_pb
 from banyan_text.card import echo_card, read_card
 from banyan_text.model_folder import ModelFolderError
 
@@ -125,3 +126,14 @@ def test_missing_folder(tmp_path: Path) -> None:
 def test_echo_cards_of_equal_settings_are_equal() -> None:
     assert echo_card(16, "fast").digest == echo_card(16, "fast").digest
     assert echo_card(16, "fast").digest != echo_card(32, "fast").digest
+
+
+@pytest.mark.parametrize("kv", [None, *KvDtype])
+def test_a_card_keeps_its_digest_on_the_wire(folder: Path, kv: KvDtype | None) -> None:
+    card = read_card(folder, 16, "fast", quantize=Quantize.INT8, kv=kv)
+    assert model_card_from_pb(model_card_to_pb(card)).digest == card.digest
+
+
+def test_naming_the_type_that_kv_has_anyway_changes_nothing(folder: Path) -> None:
+    named = read_card(folder, 16, "fast", kv=KvDtype.BFLOAT16)
+    assert named.digest == read_card(folder, 16, "fast").digest
