@@ -37,8 +37,8 @@ from overhead.random_llama import CONFIG, NUM_PARAMETERS, write_model
 CASES = {"512/128": (512, 128), "128/512": (128, 512)}
 WORKERS = ("prefill-0", "decode-0")
 SETTLE_S = 12.0
-"""More than all first prompts take: after it the sequences are at all stages of their lives."""
-TIMEOUT_S = 60.0
+"""At least; and until so many answers ended as there are sequences: they are at all stages then."""
+TIMEOUT_S = 600.0
 ONE_PROCESS = Path(__file__).parent / "overhead" / "one_process.py"
 
 Figures = dict[str, float]
@@ -99,6 +99,8 @@ async def measure_split(running: Mesh, model: str, case: str, window_s: float) -
     try:
         async with asyncio.timeout(SETTLE_S + window_s + TIMEOUT_S):
             await clients.go_on(SETTLE_S)
+            while clients.num_answers < NUM_SEQUENCES:
+                await clients.go_on(1.0)
             before, started = _counters(running, clients), time.monotonic()
             await clients.go_on(window_s)
             after, elapsed_s = _counters(running, clients), time.monotonic() - started

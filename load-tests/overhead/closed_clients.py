@@ -30,6 +30,7 @@ class ClosedClients:
         self._rng = random.Random(time.time_ns())
         self._tasks: Sequence[asyncio.Task[None]] = ()
         self.num_refused = 0
+        self.num_answers = 0
 
     def start(self) -> None:
         self._tasks = [asyncio.create_task(self._client()) for _ in range(NUM_SEQUENCES)]
@@ -53,6 +54,7 @@ class ClosedClients:
             used = _USAGE.findall(answer)
             if not used or int(used[-1]) != num_tokens:
                 raise RuntimeError(f"expected {num_tokens} tokens: ...{answer[-400:]!r}")
+            self.num_answers += 1
 
     def _body(self, num_tokens: int) -> dict[str, object]:
         return {

@@ -76,6 +76,7 @@ class Counts:
         self.num_prompt = 0
         self.num_output = 0
         self.num_steps = 0
+        self.num_ended = 0
 
     def take_plan(self, engine: EngineLoop, plan: StepPlan) -> None:
         self.num_steps += 1
@@ -84,7 +85,9 @@ class Counts:
     def take_report(self, report: Report) -> int:
         """How many sequences ended."""
         self.num_output += sum(len(one.tokens) for one in report.sequences)
-        return sum(one.finish is not None for one in report.sequences)
+        num_ended = sum(one.finish is not None for one in report.sequences)
+        self.num_ended += num_ended
+        return num_ended
 
 
 def measure(
@@ -99,7 +102,7 @@ def measure(
     before: tuple[float, int, int, float, int] | None = None
     while True:
         now = time.monotonic()
-        if before is None and now >= begin:
+        if before is None and now >= begin and counts.num_ended >= NUM_SEQUENCES:
             cpu_s = time.process_time()
             before = (now, counts.num_prompt, counts.num_output, cpu_s, counts.num_steps)
         if before is not None and now >= before[0] + window_s:
