@@ -88,8 +88,10 @@ def measure_single(folder: Path, setting: Setting, case: str, window_s: float) -
 
 @contextmanager
 def split_mesh(folder: Path, setting: Setting) -> Iterator[Mesh]:
-    share = {f"BANYAN_{role}_KV_BYTES": str(KV_BYTES) for role in ("PREFILL", "DECODE")}
-    with mesh(["--model", str(folder)], share | dict(setting.env)) as running:
+    """Its engines are that of `one_process`: as much KV, and no drafts."""
+    engine = {"KV_BYTES": str(KV_BYTES), "MAX_DRAFT_TOKENS": "0"}
+    both = {f"BANYAN_{role}_{k}": v for role in ("PREFILL", "DECODE") for k, v in engine.items()}
+    with mesh(["--model", str(folder)], both | dict(setting.env)) as running:
         yield running
 
 
