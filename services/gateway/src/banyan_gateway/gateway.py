@@ -69,7 +69,7 @@ class GatewayOptions:
     """`max_open_requests` leaves a better class room to push the queue's last ones out."""
 
     mesh_secret: bytes
-    max_open_requests: int = 4000
+    max_open_requests: int = 2500
     limits: JourneyLimits = field(default_factory=JourneyLimits)
 
 

@@ -85,7 +85,7 @@ class Settings(BusSettings):
     block_size: Positive = 16
     key_file: Path | None = None
     metrics_address: Address | None = None
-    max_open_requests: Positive = 4000
+    max_open_requests: Positive = 2500
     max_waiting: Positive = 1000
     max_wait_s: PositiveSeconds = 0.5
     queue_timeout_s: PositiveSeconds = 30.0
