@@ -5,22 +5,24 @@ the same for a whole step's batch over blocks. It treats two shapes apart, becau
 differ: chunks go one by one; single tokens (decode) of many sequences go together. The compiled
 helper reads their blocks in place. Without it they are gathered, padded to the longest of their
 group, and the query heads that share a KV head are handled as rows of one product, so that K and
-V are read once and never repeated.
+V are read once and never repeated. On a GPU `paged_flex` takes its place.
 """
 
 from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from banyan_engine.kernels import native
+from banyan_engine.paged_flex import FlexAttention
 from banyan_engine.paged_kv import PagedKv
 from banyan_engine.spans import Span
+from banyan_engine.spec import ModelSpec
 
 GROUP_BLOCKS = 128
 """Blocks that decode gathers at a time: more would not stay in a core's cache until used."""
@@ -80,6 +82,24 @@ class _Helped(NamedTuple):
     helper: ctypes.CDLL
     places: Tensor
     rows: native.Rows
+
+
+class Attention(Protocol):
+    """Attention for one step's batch, of either backend."""
+
+    def attend(self, layer: int, q: Tensor) -> Tensor:
+        """q [tokens of the batch, heads, head_dim] to the same shape."""
+        ...
+
+
+def step_attention(
+    spec: ModelSpec, kv: PagedKv, spans: Sequence[Span], dtype: torch.dtype
+) -> Attention:
+    """The backend for the device that the pool is on: here and nowhere else is it chosen."""
+    if kv.device.type != "cpu":
+        return FlexAttention(spec, kv, spans)
+    scale, soft_cap = spec.attention_scale, spec.attention_soft_cap
+    return PagedAttention(kv, spans, scale, soft_cap, dtype, native.library())
 
 
 class PagedAttention:

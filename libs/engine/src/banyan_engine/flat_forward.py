@@ -2,6 +2,8 @@
 
 Sums then depend on the shape of the batch in their last bits, so a token may come out
 differently in another batch where two logits are nearly equal.
+
+Spans are on the host. What is made of them goes to the pool's device here, once per step.
 """
 
 from __future__ import annotations
@@ -11,8 +13,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from banyan_engine.attention import PagedAttention
-from banyan_engine.kernels import native
+from banyan_engine.attention import step_attention
 from banyan_engine.lora import lora_rows
 from banyan_engine.model import Model
 from banyan_engine.paged_kv import PagedKv, Slots
@@ -24,11 +25,11 @@ def flat_forward(
 ) -> Tensor:
     """Compute all spans; fp32 logits [sum of num_sampled, vocab], in the order of the spans."""
     slots = _all_slots(kv, spans)
-    attention = _attention(model, kv, spans)
+    attention = step_attention(model.spec, kv, spans, model.dtype)
     positions = torch.cat([torch.arange(span.start, span.end) for span in spans])
-    rotations = model.rotations(positions)
-    x = model.embed(torch.cat([span.token_ids for span in spans]))
-    lora = lora_rows([(span.adapter, span.num_tokens) for span in spans])
+    rotations = model.rotations(positions.to(kv.device))
+    x = model.embed(torch.cat([span.token_ids for span in spans]).to(kv.device))
+    lora = lora_rows([(span.adapter, span.num_tokens) for span in spans], kv.device)
     last_layer = model.spec.num_layers - 1
     for layer in range(model.spec.num_layers):
         q, k, v = model.project(layer, x, rotations, lora)
@@ -36,23 +37,17 @@ def flat_forward(
         on_layer(layer)
         if layer == last_layer:
             # All KV is written: from here on only the rows that sample are of use.
-            rows = _sampled_rows(spans)
+            rows = _sampled_rows(spans).to(kv.device)
             x, q = x[rows], q[rows]
-            attention = _attention(model, kv, sampled_parts(spans))
-            lora = lora_rows([(span.adapter, span.num_sampled) for span in spans])
+            attention = step_attention(model.spec, kv, sampled_parts(spans), model.dtype)
+            lora = lora_rows([(span.adapter, span.num_sampled) for span in spans], kv.device)
         x = model.finish(layer, x, attention.attend(layer, q), lora)
     return model.logits(x)
 
 
-def _attention(model: Model, kv: PagedKv, spans: Sequence[Span]) -> PagedAttention:
-    spec, helper = model.spec, native.library()
-    cap = spec.attention_soft_cap
-    return PagedAttention(kv, spans, spec.attention_scale, cap, model.dtype, helper)
-
-
 def _all_slots(kv: PagedKv, spans: Sequence[Span]) -> Slots:
     parts = [kv.slots(span.start, span.num_tokens, span.block_table) for span in spans]
-    return Slots(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
+    return Slots(*(torch.cat(columns).to(kv.device) for columns in zip(*parts, strict=True)))
 
 
 def _sampled_rows(spans: Sequence[Span]) -> Tensor:

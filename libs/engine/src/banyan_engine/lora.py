@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from banyan_engine.device import CPU
 from banyan_engine.linear import Dense, Weight, dense, linear
 from banyan_engine.lora_config import LoraConfig, read_lora_config
 from banyan_engine.spec import ModelError, ModelSpec
@@ -92,7 +93,9 @@ def lora_of_all(weights: LoraWeights | None) -> LoraRows | None:
     return None if weights is None else LoraRows([(weights, slice(None))])
 
 
-def lora_rows(parts: Sequence[tuple[LoraWeights | None, int]]) -> LoraRows | None:
+def lora_rows(
+    parts: Sequence[tuple[LoraWeights | None, int]], device: torch.device = CPU
+) -> LoraRows | None:
     """For the rows of several sequences, one after the other; None when none has an adapter."""
     found: dict[int, tuple[LoraWeights, list[int]]] = {}
     end = 0
@@ -102,14 +105,14 @@ def lora_rows(parts: Sequence[tuple[LoraWeights | None, int]]) -> LoraRows | Non
             found.setdefault(id(weights), (weights, []))[1].extend(range(start, end))
     if not found:
         return None
-    return LoraRows([(weights, _index(rows)) for weights, rows in found.values()])
+    return LoraRows([(weights, _index(rows, device)) for weights, rows in found.values()])
 
 
-def _index(rows: list[int]) -> Tensor | slice:
+def _index(rows: list[int], device: torch.device) -> Tensor | slice:
     """Rows that lie together are read and written where they are."""
     if rows[-1] - rows[0] == len(rows) - 1:
         return slice(rows[0], rows[-1] + 1)
-    return torch.tensor(rows)
+    return torch.tensor(rows).to(device)
 
 
 def lora_targets(spec: ModelSpec) -> dict[str, LoraTarget]:
@@ -137,7 +140,9 @@ def lora_targets(spec: ModelSpec) -> dict[str, LoraTarget]:
     return targets
 
 
-def load_lora(folder: Path, spec: ModelSpec, dtype: torch.dtype) -> LoraWeights:
+def load_lora(
+    folder: Path, spec: ModelSpec, dtype: torch.dtype, device: torch.device = CPU
+) -> LoraWeights:
     """Raises ModelError naming what is not understood, missing, surplus or misshapen."""
     config = read_lora_config(folder)
     targets = {name: each for name, each in lora_targets(spec).items() if config.has(name)}
@@ -155,7 +160,7 @@ def load_lora(folder: Path, spec: ModelSpec, dtype: torch.dtype) -> LoraWeights:
         down, up = (tensors[f"{PREFIX}{name}.lora_{side}.weight"] for side in "AB")
         columns = slice(target.first, target.first + target.num_out)
         scaled = up.to(torch.float32) * config.scale_of(name)
-        delta = Delta(dense(down.to(dtype)), dense(scaled.to(dtype)), columns)
+        delta = Delta(dense(down.to(device, dtype)), dense(scaled.to(device, dtype)), columns)
         products = layers[target.layer]
         products[target.product] = (*products.get(target.product, ()), delta)
     return LoraWeights(tuple(layers))

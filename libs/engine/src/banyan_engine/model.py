@@ -27,7 +27,10 @@ class Model:
     def __init__(self, spec: ModelSpec, weights: ModelWeights) -> None:
         self.spec = spec
         self._weights = weights
-        self._frequencies = [rope_frequencies(rope) for rope in spec.ropes]
+        device = weights.norm.device
+        self._frequencies = [rope_frequencies(rope).to(device) for rope in spec.ropes]
+        # Rounded to the weights' type before it multiplies, as these models were trained.
+        self._embedding_scale = float(torch.tensor(spec.embedding_scale, dtype=self.dtype))
 
     @property
     def dtype(self) -> torch.dtype:
@@ -37,10 +40,7 @@ class Model:
     def embed(self, token_ids: Tensor) -> Tensor:
         """[tokens] to [tokens, hidden]."""
         x = F.embedding(token_ids, self._weights.embedding)
-        if self.spec.embedding_scale == 1.0:
-            return x
-        # Rounded to the weights' type before it multiplies, as these models were trained.
-        return x * torch.tensor(self.spec.embedding_scale, dtype=self.dtype)
+        return x if self.spec.embedding_scale == 1.0 else x * self._embedding_scale
 
     def rotations(self, positions: Tensor) -> tuple[Rotation, ...]:
         """Of absolute positions [tokens], by each of the model's ropes."""

@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from banyan_core.types import KvLayout
+from banyan_engine.device import CPU
 from banyan_engine.kernels.native import Pools
+from banyan_engine.page_bytes import pages_of
 from banyan_engine.rowwise import keep
 
 SCALE_BYTES = 4
@@ -56,27 +57,38 @@ def _numbers(stored: Tensor) -> Tensor:
 class PagedKv:
     """K and V per layer, each [num_blocks + 1, block_size, kv_heads, channels]."""
 
-    def __init__(self, layout: KvLayout, num_blocks: int, block_size: int) -> None:
+    def __init__(
+        self,
+        layout: KvLayout,
+        num_blocks: int,
+        block_size: int,
+        device: torch.device = CPU,
+    ) -> None:
         self.layout = layout
+        self.device = device
         self.num_blocks = num_blocks
         self.block_size = block_size
         self.zero_block_id = num_blocks
         dtype = KV_DTYPES[layout.dtype]
         self._pools = [
             tuple(
-                torch.zeros(num_blocks + 1, block_size, layer.num_kv_heads, width, dtype=dtype)
+                torch.zeros(
+                    num_blocks + 1,
+                    block_size,
+                    layer.num_kv_heads,
+                    width,
+                    dtype=dtype,
+                    device=device,
+                )
                 for width in (_width(layer.key_dim, dtype), _width(layer.value_dim, dtype))
             )
             for layer in layout.layers
         ]  # by layer, K and V
         self._gathered = [torch.empty(0, dtype=dtype) for _ in ("keys", "values")]
-        self._pages = [
-            tuple(pool.view(torch.uint8).flatten(1).numpy() for pool in pools)
-            for pools in self._pools
-        ]  # the same memory as bytes
+        self._pages = [pages_of(pools) for pools in self._pools]
 
     def slots(self, start: int, num_tokens: int, block_table: Tensor) -> Slots:
-        """Slots of positions `start` to `start + num_tokens` of one sequence."""
+        """Slots of positions `start` to `start + num_tokens` of one sequence, on the host."""
         size, end = self.block_size, start + num_tokens
         first, past = start // size, -(-end // size)
         table = block_table[first:past]
@@ -128,17 +140,14 @@ class PagedKv:
     def export_page(self, block_id: int, layer: int) -> bytes:
         """K then V of one block in one layer."""
         self._check_place(block_id, layer)
-        return b"".join([half[block_id] for half in self._pages[layer]])
+        return self._pages[layer].read(block_id)
 
     def import_page(self, block_id: int, layer: int, data: bytes) -> None:
         """The reverse of `export_page`. Raises ValueError when the length is not the layout's."""
         self._check_place(block_id, layer)
         if len(data) != (num_bytes := self.layout.page_bytes(layer, self.block_size)):
             raise ValueError(f"page: {len(data)} bytes, expected {num_bytes}")
-        keys, values = self._pages[layer]
-        num_key_bytes = keys.shape[1]
-        keys[block_id] = np.frombuffer(data, np.uint8, num_key_bytes)
-        values[block_id] = np.frombuffer(data, np.uint8, -1, num_key_bytes)
+        self._pages[layer].write(block_id, data)
 
     def _check_place(self, block_id: int, layer: int) -> None:
         if not 0 <= block_id < self.num_blocks:

@@ -13,6 +13,8 @@ from banyan_core.masks import MaskSource
 from banyan_core.runner import PlanItem, Sampled, StepPlan, StepResult
 from banyan_core.types import Adapter, KvLayout
 from banyan_engine.cpu import default_dtype
+from banyan_engine.decode_graphs import DecodeGraphs
+from banyan_engine.device import check_on_cuda, open_device
 from banyan_engine.flat_forward import flat_forward
 from banyan_engine.lora import LoraWeights, load_lora
 from banyan_engine.mask_filler import MaskFiller
@@ -32,7 +34,7 @@ NUMERICS: dict[str, Forward] = {"fast": flat_forward, "deterministic": tiled_for
 
 
 class TorchRunner:
-    """`banyan_core.runner.Runner` and `AdapterRunner` over torch on the CPU.
+    """`banyan_core.runner.Runner` and `AdapterRunner` over torch.
 
     `numerics` is "fast" or "deterministic". The pool is given as `num_blocks` or as `kv_bytes`
     (K and V of all layers). `dtype` is that of weights and activations; unset it is bfloat16 in
@@ -41,6 +43,7 @@ class TorchRunner:
     matrices of layers. Deterministic mode has neither, and one thread; elsewhere `num_threads`
     unset leaves torch's own choice. `end_token_ids` are masked by `min_tokens`; unset they are
     the folder's own. `mask_source` opens grammars; without it a sequence that has one fails.
+    `device` is "cpu", "cuda" or "cuda:N"; a CUDA device computes in fast mode, nothing packed.
 
     Raises ModelError for the folder and ValueError for the other arguments.
     """
@@ -59,18 +62,23 @@ class TorchRunner:
         num_threads: int | None = None,
         end_token_ids: tuple[int, ...] | None = None,
         mask_source: MaskSource | None = None,
+        device: str = "cpu",
     ) -> None:
-        dtype = dtype or default_dtype(numerics)
+        self._device = open_device(device)
+        on_cuda = self._device.type == "cuda"
+        dtype = dtype or ("bfloat16" if on_cuda else default_dtype(numerics))
         kv_dtype = kv_dtype or model_spec.kv_dtype(numerics)
         _check_choices(numerics, dtype, num_threads)
         _check_formats(numerics, kv_dtype, quantize)
         spec = read_spec(folder)
+        if on_cuda:
+            check_on_cuda(numerics, kv_dtype, quantize, block_size, spec.head_dim)
         layout = model_spec.kv_layout(spec, kv_dtype)
-        self._kv = PagedKv(
-            layout, _pool_blocks(num_blocks, kv_bytes, layout, block_size), block_size
-        )
-        self._model = Model(spec, load_weights(folder, spec, DTYPES[dtype], quantize))
-        self._forward = NUMERICS[numerics]
+        num_blocks = _pool_blocks(num_blocks, kv_bytes, layout, block_size)
+        self._kv = PagedKv(layout, num_blocks, block_size, self._device)
+        weights = load_weights(folder, spec, DTYPES[dtype], quantize, self._device)
+        self._model = Model(spec, weights)
+        self._forward = DecodeGraphs(self._model, self._kv) if on_cuda else NUMERICS[numerics]
         self._num_threads = 1 if numerics == "deterministic" else num_threads
         self._end_token_ids = spec.end_token_ids if end_token_ids is None else end_token_ids
         self._masks = MaskFiller(mask_source, spec.vocab_size)
@@ -106,7 +114,7 @@ class TorchRunner:
         self._masks.start([s for s, item in zip(states, plan.items, strict=True) if item.sample])
         with torch.inference_mode():
             spans = [_span(item, state) for item, state in zip(plan.items, states, strict=True)]
-            logits = self._forward(self._model, self._kv, spans, on_layer).numpy()
+            logits = self._forward(self._model, self._kv, spans, on_layer).cpu().numpy()
         return StepResult(plan.number, self._sample(logits, plan.items, states))
 
     def export_page(self, block_id: int, layer: int) -> bytes:
@@ -120,7 +128,8 @@ class TorchRunner:
     def load_adapter(self, adapter: Adapter, folder: str) -> None:
         """Read it from its folder. Raises ModelError."""
         if adapter.digest not in self._adapters:
-            weights = load_lora(Path(folder), self._model.spec, self._model.dtype)
+            spec, dtype = self._model.spec, self._model.dtype
+            weights = load_lora(Path(folder), spec, dtype, self._device)
             self._adapters[adapter.digest] = weights
 
     def drop_adapter(self, digest: bytes) -> None:

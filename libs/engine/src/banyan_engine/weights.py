@@ -19,6 +19,7 @@ from torch import Tensor
 
 from banyan_core.model_spec import ExpertsSpec
 from banyan_engine.checkpoint import check_tensors, expected_shapes, let_go, norm_names, open_files
+from banyan_engine.device import CPU
 from banyan_engine.linear import Dense, Weight, dense, quantize_int4, quantize_int8
 from banyan_engine.spec import ModelError, ModelSpec
 
@@ -72,7 +73,11 @@ class ModelWeights:
 
 
 def load_weights(
-    folder: Path, spec: ModelSpec, dtype: torch.dtype, quantize: str | None = None
+    folder: Path,
+    spec: ModelSpec,
+    dtype: torch.dtype,
+    quantize: str | None = None,
+    device: torch.device = CPU,
 ) -> ModelWeights:
     """All tensors in `dtype`, the matrices of layers packed where `quantize` names a format.
 
@@ -83,7 +88,7 @@ def load_weights(
         try:
             sources = open_files(folder, opened)
             check_tensors(sources, expected_shapes(spec))
-            return _Loader(sources, spec, dtype, quantize).model()
+            return _Loader(sources, spec, dtype, quantize, device).model()
         except SafetensorError as error:
             raise ModelError(f"{folder.name}: expected whole safetensors files: {error}") from error
 
@@ -97,8 +102,10 @@ class _Loader:
         spec: ModelSpec,
         dtype: torch.dtype,
         quantize: str | None,
+        device: torch.device,
     ) -> None:
         self._sources = sources
+        self._device = device
         self._make, self._make_head = FORMATS[quantize], quantize_int8 if quantize else Dense
         self._spec = spec
         self._dtype = dtype
@@ -177,7 +184,7 @@ class _Loader:
     def _take(self, *names: str, dtype: torch.dtype | None = None) -> Tensor:
         """The named tensors, one below the other, in fresh memory."""
         parts = [_floating(name, self._sources[name].get_tensor(name)) for name in names]
-        taken = torch.cat([part.to(dtype or self._dtype) for part in parts])
+        taken = torch.cat([part.to(self._device, dtype or self._dtype) for part in parts])
         for part in parts:
             let_go(part)
         return taken

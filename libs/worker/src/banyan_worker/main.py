@@ -48,10 +48,10 @@ class Settings(BusSettings):
     """`advertise` is the address that others call; unset it is `address`, with this machine's
     name where that is every interface. `quantize` packs weights, `kv_dtype` K and V; both make
     the card, with `numerics`, and are alike in a mesh. The KV pool is `num_blocks` if set, else
-    what fits into `kv_bytes`. `adapters` is a folder of LoRA adapters, of which at most
-    `max_adapters` are in memory. `max_draft_tokens` are guessed at, out of the prompt, where that
-    pays; an echo has no use for it. `grace_s` is how long running sequences may go on after
-    SIGTERM.
+    what fits into `kv_bytes`. `device` is "cpu", "cuda" or "cuda:N". `adapters` is a folder of
+    LoRA adapters, of which at most `max_adapters` are in memory. `max_draft_tokens` are guessed
+    at, out of the prompt, where that pays; an echo has no use for it. `grace_s` is how long
+    running sequences may go on after SIGTERM.
     """
 
     metrics_address: Address
@@ -68,6 +68,7 @@ class Settings(BusSettings):
     kv_bytes: Positive = 256 << 20
     num_blocks: Positive | None = None
     num_threads: Positive | None = None
+    device: str = "cpu"
     adapters: Path | None = shared("BANYAN_ADAPTERS", default=None)
     max_adapters: Positive = 16
     max_step_tokens: Positive = 512
@@ -113,6 +114,7 @@ def wire(role: Role, settings: Settings) -> Wiring:
         num_threads=settings.num_threads,
         quantize=settings.quantize,
         kv=settings.kv_dtype,
+        device=settings.device,
     )
     advertise = settings.advertise or _callable(settings.address)
     return Wiring(loaded, options, advertise, _adapter_folder(settings, loaded))

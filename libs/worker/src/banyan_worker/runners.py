@@ -49,6 +49,7 @@ def load_runner(
     num_threads: int | None,
     quantize: Quantize | None = None,
     kv: KvDtype | None = None,
+    device: str = "cpu",
 ) -> Loaded:
     """Build the runner out of sizes that are 1 or more.
 
@@ -59,12 +60,17 @@ def load_runner(
     if folder is None:
         raise SettingsError(f"{prefix}MODEL is not set: expected the folder of a model.")
     try:
+        from banyan_engine.device import open_device
         from banyan_engine.torch_runner import TorchRunner
     except ModuleNotFoundError as error:
         raise SettingsError(
             f"{prefix}RUNNER=torch needs {error.name}: install the service with its torch extra, "
             "or set it to echo."
         ) from None
+    try:
+        open_device(device)
+    except ValueError as error:
+        raise SettingsError(f"{prefix}DEVICE={device}: {error}") from None
     try:
         card = read_card(folder, block_size, numerics, name, quantize=quantize, kv=kv)
         grammars = Grammars(HfTokenizer(folder), card.end_token_ids)
@@ -85,6 +91,7 @@ def load_runner(
             quantize=quantize,
             kv_dtype=card.kv_layout.dtype,
             mask_source=grammars,
+            device=device,
         )
     except (ModelFolderError, ValueError) as error:
         raise SettingsError(f"{prefix}MODEL={folder}: {error}") from None
