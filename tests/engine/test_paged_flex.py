@@ -58,14 +58,13 @@ def pool(num_spans: int, *windows: int | None) -> PagedKv:
     return PagedKv(KvLayout(layers, "float32"), BLOCKS_EACH * num_spans, BLOCK_SIZE)
 
 
-@pytest.mark.parametrize("num_heads", [2, 4, 6])
+@pytest.mark.parametrize("num_heads", [2, 6])
 @pytest.mark.parametrize("window, soft_cap", [(None, None), (1, None), (7, 1.5), (64, None)])
 @pytest.mark.parametrize(
     "bounds",
     [
         [(0, 1)],
-        [(0, CHUNK_ROWS), (0, CHUNK_ROWS + 1)],
-        [(3, 4), (4, 5), (7, 8)],
+        [(0, CHUNK_ROWS), (3, CHUNK_ROWS + 4)],
         [(0, 33), (12, 20), (63, 64), (0, 1), (31, 32), (13, 160)],
     ],
 )
@@ -135,6 +134,9 @@ def test_a_whole_model_decodes_the_same(name: str, tmp_path: Path) -> None:
     ends, given = (1, 17, 40), torch.randint(3, 97, (3, 64))
     tables = [torch.tensor([number, 23 - number, 8 + number, 13 + number]) for number in range(3)]
     for kv in pools:
+        for layer in range(spec.num_layers):
+            for each in kv.pools(layer):
+                each[:-1] = 3.0  # an earlier tenant's, which beginning a block clears
         prompts = [
             Span(given[number, : end - 1], 0, tables[number], 0)
             for number, end in enumerate(ends)

@@ -99,6 +99,14 @@ GOOD = {
             {"BANYAN_DECODE_ADVERTISE": "me"},
             "BANYAN_DECODE_ADVERTISE=me: expected HOST:PORT, port 0 to 65535 or nothing.",
         ),
+        (
+            {
+                "BANYAN_DECODE_RUNNER": "torch",
+                "BANYAN_DECODE_MODEL": "/nowhere",
+                "BANYAN_DECODE_DEVICE": "gpu",
+            },
+            "BANYAN_DECODE_DEVICE=gpu: device: 'gpu', expected 'cpu', 'cuda' or 'cuda:N'.",
+        ),
         ({"BANYAN_DECODE_RUNER": "x"}, "BANYAN_DECODE_RUNER is not a setting: "),
         ({"BANYAN_POLICIES": "/nowhere"}, "BANYAN_POLICIES=/nowhere: expected a readable"),
         ({"BANYAN_DIRECTORY": "guess"}, "BANYAN_DIRECTORY=guess: expected static:"),

@@ -70,7 +70,7 @@ def load_runner(
     try:
         open_device(device)
     except ValueError as error:
-        raise SettingsError(f"{prefix}DEVICE={device}: {error}") from None
+        raise SettingsError(f"{prefix}DEVICE={device}: {error}.") from None
     try:
         card = read_card(folder, block_size, numerics, name, quantize=quantize, kv=kv)
         grammars = Grammars(HfTokenizer(folder), card.end_token_ids)
