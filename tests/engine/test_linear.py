@@ -1,7 +1,7 @@
 """Every weight format against plain float32 arithmetic, with the compiled helper and without.
 
-Tolerances are relative to the largest output, or to what is usual where sums cancel: bfloat16 has 8 bits, so a rounded result and
-rounded unpacked weights are each off by up to 2^-9.
+Tolerances are relative to the largest output, or to what is usual where sums cancel: bfloat16 has
+8 bits, so a rounded result and rounded unpacked weights are each off by up to 2^-9.
 """
 
 from __future__ import annotations

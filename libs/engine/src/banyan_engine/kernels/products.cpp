@@ -107,7 +107,7 @@ INLINE void all_rows(const Out<T>& to, const T* x, int64_t ldx, const Rows& w, i
   if (to.rows - m == 1) block<1>(to, x, ldx, w, w_first, m, n, in);
 }
 
-// Packed weights with many rows of x are unpacked once, into a tile that stays in the cache.
+// Where `unpack` is set, weights are unpacked once, into a tile that stays in the cache.
 template <class T, class Rows>
 void product(const Out<T>& to, const T* x, int64_t ldx, const Rows& w, int64_t in, bool unpack,
              int threads) {
@@ -137,9 +137,9 @@ template <class T>
 void dispatch(int format, const T* x, const void* w, const void* scales, const T* bias, T* y,
               int64_t rows, int64_t in, int64_t out, int threads) {
   Out<T> to{y, rows, out, format == 1 ? (const float*)scales : nullptr, bias};
-  const bool many = rows > 4;
+  const bool many = rows > 16;  // below, unpacking anew for each 4 rows is quicker; int8 always is
   if (format == 0) product(to, x, in, DenseRows<T>{(const T*)w, in}, in, false, threads);
-  if (format == 1) product(to, x, in, Int8Rows<T>{(const int8_t*)w, in}, in, many, threads);
+  if (format == 1) product(to, x, in, Int8Rows<T>{(const int8_t*)w, in}, in, false, threads);
   if (format == 2)
     product(to, x, in, Int4Rows<T>{(const uint8_t*)w, (const bf16*)scales, in}, in, many, threads);
 }
