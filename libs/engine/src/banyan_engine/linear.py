@@ -84,7 +84,7 @@ class Int4:
         """Some output channels as numbers, [channels, in]."""
         packed = self.packed[rows]
         half = packed.shape[-1]
-        values = torch.empty(*packed.shape[:2], 2 * half, dtype=dtype)
+        values = packed.new_empty(*packed.shape[:2], 2 * half, dtype=dtype)
         values[..., :half] = packed & 15
         values[..., half:] = packed >> 4
         values.sub_(8).mul_(self.scales[rows, :, None])
@@ -180,7 +180,7 @@ def _int8_torch(x: Tensor, weight: Int8) -> Tensor:
     """Bytes are exact in every type; an output channel's scale is applied to the sum."""
     if padding := -x.shape[1] % native.STEP:
         x = F.pad(x, (0, padding))
-    if x.dtype == torch.bfloat16 and 0 < len(x) <= FEW_ROWS:
+    if x.is_cpu and x.dtype == torch.bfloat16 and 0 < len(x) <= FEW_ROWS:
         return torch._weight_int8pack_mm(x.contiguous(), weight.packed, weight.scales.to(x.dtype))
     tiles = (weight.packed[rows].to(x.dtype) for rows in _tiles(weight))
     return (torch.cat([F.linear(x, tile) for tile in tiles], dim=1) * weight.scales).to(x.dtype)
