@@ -27,6 +27,7 @@ import banyan_engine.demo
 from banyan_core.hashing import block_hashes
 from banyan_core.types import SequenceSpec
 from banyan_gateway.auth import DEFAULT_TENANT
+from banyan_gateway.grammar_trials import GrammarTrials
 from banyan_gateway.main import THREAD_SWITCH_S
 from banyan_gateway.prepare import Arrival, Prepared, Preparer
 from banyan_gateway.served_models import ServedModels
@@ -73,7 +74,8 @@ async def measure(num_prompts: int) -> dict[str, dict[str, float]]:
         read_card(folder, 16, "fast", "banyan-demo"), context_tokens=CONTEXT_TOKENS
     )
     models = ServedModels(card, started_unix_s=0)
-    preparer = Preparer(HfTokenizer(folder), card, models)
+    tokenizer = HfTokenizer(folder)
+    preparer = Preparer(tokenizer, card, models, GrammarTrials(tokenizer, card.end_token_ids))
     arrival = Arrival("chatcmpl-1", DEFAULT_TENANT, 0, 1, None)
     offload = ThreadOffload(2)
     text = SENTENCE * (100_000 // 15)

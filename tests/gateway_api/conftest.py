@@ -15,17 +15,20 @@ from tests.gateway_api.echo_gateway import EchoGateway
 
 from banyan_gateway.api import ApiOptions, ApiTools, build_app
 from banyan_gateway.auth import KeyRing, Tenant
+from banyan_gateway.grammar_trials import GrammarTrials
 from banyan_gateway.http_server import HttpServer
 from banyan_gateway.model_formats import NO_FORMATS, ModelFormats
 from banyan_gateway.reply import ReplyOptions
 from banyan_gateway.served_models import ServedModels
 from banyan_runtime.clock import SystemClock
-from banyan_runtime.offload import InlineOffload
+from banyan_runtime.offload import InlineOffload, Offload
 from banyan_text.card import echo_card
 from banyan_text.tokenizer import ByteTokenizer
 
 KEYS = {"key-a": Tenant("a", "tenant/a"), "key-b": Tenant("b", "group/shared")}
 CONTEXT_TOKENS = 131_072
+TRIALS = GrammarTrials(ByteTokenizer(), echo_card(16, "fast").end_token_ids)
+"""One process for all tests; it ends with this one."""
 
 
 class Driving:
@@ -50,11 +53,18 @@ def key_ring() -> KeyRing:
     return KeyRing({hashlib.sha256(k.encode()).hexdigest().encode(): t for k, t in KEYS.items()})
 
 
-def app_of(gateway: EchoGateway, keys: KeyRing, formats: ModelFormats = NO_FORMATS) -> FastAPI:
+def app_of(
+    gateway: EchoGateway,
+    keys: KeyRing,
+    formats: ModelFormats = NO_FORMATS,
+    grammar_offload: Offload | None = None,
+) -> FastAPI:
     counter = itertools.count(1)
     tools = ApiTools(
         clock=SystemClock(),
         offload=InlineOffload(),
+        grammar_offload=grammar_offload or InlineOffload(),
+        trials=TRIALS,
         draw=lambda: next(counter),
         logger=logging.getLogger("test gateway"),
         registry=CollectorRegistry(),

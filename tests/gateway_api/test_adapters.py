@@ -14,6 +14,7 @@ from typing import Any
 import httpx2
 import pytest
 from prometheus_client import CollectorRegistry
+from tests.gateway_api.conftest import TRIALS
 from tests.gateway_api.echo_gateway import EchoGateway
 
 from banyan_gateway.api import ApiOptions, ApiTools, build_app
@@ -58,7 +59,13 @@ class Api:
 async def api(tmp_path: Path) -> AsyncIterator[Api]:
     gateway = EchoGateway(ByteTokenizer())
     tools = ApiTools(
-        SystemClock(), InlineOffload(), lambda: 7, logging.getLogger("test"), CollectorRegistry()
+        SystemClock(),
+        InlineOffload(),
+        InlineOffload(),
+        TRIALS,
+        lambda: 7,
+        logging.getLogger("test"),
+        CollectorRegistry(),
     )
     card = echo_card(16, "fast")
     models = ServedModels(card, started_unix_s=1_700_000_000)

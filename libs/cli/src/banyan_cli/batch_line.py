@@ -18,6 +18,7 @@ from banyan_core.types import ModelCard
 from banyan_gateway.auth import DEFAULT_TENANT
 from banyan_gateway.chat_format import ChatFormatter
 from banyan_gateway.errors import ApiError, invalid
+from banyan_gateway.grammar_trials import GrammarTrials
 from banyan_gateway.model_formats import ModelFormats
 from banyan_gateway.openai_format import (
     AnswerHead,
@@ -96,7 +97,8 @@ class Batch:
         self._card = card
         self._tokenizer = tokenizer
         models, formats = ServedModels(card, int(time.time())), ModelFormats(defaults=defaults)
-        self._preparer = Preparer(tokenizer, card, models, formats)
+        trials = GrammarTrials(tokenizer, card.end_token_ids)  # its process ends with it
+        self._preparer = Preparer(tokenizer, card, models, trials, formats)
 
     def open(self, line: Line) -> OpenLine:
         """Raises ApiError."""

@@ -1,9 +1,9 @@
 """Grammars over a tokenizer's vocabulary: what the output's text may be, as masks of tokens.
 
-The gateway checks a grammar before it takes a request, the engine follows it token by token; both
-do it here, with the same limits, so that what was accepted can be served. llguidance compiles and
-steps; the vocabulary it gets is our own spelling of tokens as bytes, which is the one that answers
-are detokenised with.
+The gateway has a grammar checked before it takes a request (in a `grammar_child`), the engine
+follows it token by token; both do it here, with the same limits, so that
+what was accepted can be served. llguidance compiles and steps; the vocabulary it gets is our own
+spelling of tokens as bytes, which is the one that answers are detokenised with.
 """
 
 from __future__ import annotations
@@ -19,8 +19,7 @@ from typing import Final
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
 from banyan_core.types import Grammar, GrammarKind
-from banyan_text.tokenizer import Tokenizer
-from banyan_text.vocabulary import Vocabulary
+from banyan_text.vocabulary import Spelling, Vocabulary
 
 GRAMMAR_BYTES_MAX = 64 * 1024
 _NUM_CACHED = 64
@@ -77,7 +76,7 @@ class Grammars:
     A grammar may end with any of `end_token_ids`; without one it ends when nothing can follow.
     """
 
-    def __init__(self, tokenizer: Tokenizer, end_token_ids: Sequence[int]) -> None:
+    def __init__(self, tokenizer: Spelling, end_token_ids: Sequence[int]) -> None:
         # An id past the vocabulary stands for an end that no model can draw.
         ends = list(end_token_ids) or [tokenizer.vocab_size]
         size = tokenizer.vocab_size + (not end_token_ids)
@@ -110,7 +109,7 @@ class Grammars:
         return matcher
 
     def _compile(self, grammar: Grammar) -> LLMatcher:
-        _check_size(grammar.text)
+        check_size(grammar.text)
         source = _SOURCES[grammar.kind](grammar.text)
         matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=_LIMITS)
         _raise_error(matcher)
@@ -175,7 +174,8 @@ def _try_out(matcher: LLMatcher) -> None:
             return
 
 
-def _check_size(text: str) -> None:
+def check_size(text: str) -> None:
+    """Raises ValueError."""
     if len(text.encode()) > GRAMMAR_BYTES_MAX:
         raise ValueError(f"it is longer than {GRAMMAR_BYTES_MAX} bytes")
 

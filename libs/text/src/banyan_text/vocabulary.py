@@ -6,13 +6,27 @@ so that forced text looks to the model as it did in training.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-
-from banyan_text.tokenizer import Tokenizer
+from typing import Protocol
 
 _NUM_KNOWN = 4096
 _KNOWN_CHARS_MAX = 128
 """The names of an object's fields are forced again and again: a tokenizer takes 50 us for each."""
+
+
+class Spelling(Protocol):
+    """What a vocabulary needs of a `Tokenizer`, which is one."""
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def special_ids(self) -> Mapping[str, int]: ...
+
+    def token_bytes(self, token_id: int) -> bytes: ...
+
+    def encode(self, text: str, add_special: bool) -> list[int]: ...
 
 
 class Vocabulary:
@@ -21,7 +35,7 @@ class Vocabulary:
     is_tokenizer_wrapper = True
     bos_token_id = None
 
-    def __init__(self, tokenizer: Tokenizer, size: int, end_token_id: int) -> None:
+    def __init__(self, tokenizer: Spelling, size: int, end_token_id: int) -> None:
         self._tokenizer = tokenizer
         self.eos_token_id = end_token_id
         self.tokens = [tokenizer.token_bytes(token_id) for token_id in range(size)]

@@ -25,11 +25,12 @@ from banyan_gateway.body import BodyReader, priority_of
 from banyan_gateway.chat_format import ChatFormatter
 from banyan_gateway.edge import Edge
 from banyan_gateway.errors import ApiError, failed
+from banyan_gateway.grammar_trials import GrammarTrials
 from banyan_gateway.model_formats import NO_FORMATS, ModelFormats
 from banyan_gateway.openai_format import AnswerHead, CompletionFormatter, Formatter
 from banyan_gateway.openapi import OPERATIONS, page
 from banyan_gateway.ports import GatewayPort, Unread
-from banyan_gateway.prepare import Arrival, Prepared, Preparer, is_quick
+from banyan_gateway.prepare import Arrival, Prepared, Preparer, is_quick, may_check_grammar
 from banyan_gateway.reply import Reply, ReplyOptions
 from banyan_gateway.request_timeout import HEADER, timeout_ns
 from banyan_gateway.schema import PRIORITY_MAX
@@ -55,10 +56,16 @@ class ApiOptions:
 
 @dataclass(frozen=True, slots=True)
 class ApiTools:
-    """What the API takes from the process around it. `draw` gives 63 random bits."""
+    """What the API takes from the process around it. `draw` gives 63 random bits.
+
+    Bodies that may have a grammar are prepared in `grammar_offload`, where they may wait for
+    `trials`; all that would take long otherwise, in `offload`.
+    """
 
     clock: Clock
     offload: Offload
+    grammar_offload: Offload
+    trials: GrammarTrials
     draw: Callable[[], int]
     logger: logging.Logger
     registry: CollectorRegistry
@@ -132,7 +139,7 @@ class Api:
         self._models = models
         self._tools = tools
         self._options = options
-        self._preparer = Preparer(tokenizer, card, models, formats)
+        self._preparer = Preparer(tokenizer, card, models, tools.trials, formats)
         self._bodies = BodyReader(
             options.body_bytes_max, options.all_bodies_bytes_max, options.body_timeout_s
         )
@@ -207,7 +214,7 @@ class Api:
         arrival = self._arrival(request, prefix)
         async with self._bodies.read(request) as body:
             await self._shed_unread(request, body, arrival)
-            prepared = await self._ran(body, partial(prepare, arrival=arrival))
+            prepared = await self._read_into(partial(prepare, arrival=arrival), body)
         self._name(request, arrival, tuple(each.request_id for each in prepared.requests))
         head = AnswerHead(
             arrival.answer_id,
@@ -230,6 +237,11 @@ class Api:
     async def _prepared(self, request: Request, prepare: Callable[[bytes], T]) -> T:
         async with self._bodies.read(request) as body:
             return await self._ran(body, prepare)
+
+    async def _read_into(self, prepare: Callable[[bytes], Prepared], body: bytes) -> Prepared:
+        if may_check_grammar(body):
+            return await self._tools.grammar_offload.run(prepare, body)
+        return await self._ran(body, prepare)
 
     async def _ran(self, body: bytes, work: Callable[[bytes], T]) -> T:
         return work(body) if is_quick(body) else await self._tools.offload.run(work, body)

@@ -18,6 +18,7 @@ from banyan_core.types import NS_PER_S, ModelCard
 from banyan_gateway.api import ApiOptions, ApiTools, build_app
 from banyan_gateway.auth import KeyRing, check_exposure, read_keys
 from banyan_gateway.gateway import Gateway, GatewayOptions
+from banyan_gateway.grammar_trials import GrammarTrials
 from banyan_gateway.http_protocol import raise_file_limit
 from banyan_gateway.http_server import HttpServer
 from banyan_gateway.model_formats import FROM_TEMPLATE, ModelFormats, model_formats
@@ -43,6 +44,8 @@ from banyan_text.model_folder import ModelFolderError
 from banyan_text.tokenizer import ByteTokenizer, Tokenizer
 
 PREFIX = "BANYAN_GATEWAY_"
+GRAMMAR_THREADS = 4
+"""They mostly wait, for one bad grammar at a time; those with a known one go past."""
 THREAD_SWITCH_S = 0.001
 """How long a thread that tokenises may hold up the event loop; Python's own 5 ms are felt."""
 
@@ -170,7 +173,15 @@ async def start(settings: Settings, wiring: Wiring, kit: Kit) -> HttpServer:
         kit.recorder,
         kit.tracing,
     )
-    tools = ApiTools(kit.clock, offload, lambda: secrets.randbits(63), kit.logger, kit.registry)
+    tools = ApiTools(
+        clock=kit.clock,
+        offload=offload,
+        grammar_offload=kit.keep(ThreadOffload(GRAMMAR_THREADS)),
+        trials=kit.keep(GrammarTrials(wiring.tokenizer, wiring.card.end_token_ids)),
+        draw=lambda: secrets.randbits(63),
+        logger=kit.logger,
+        registry=kit.registry,
+    )
     models = kit.keep(ServedModels(wiring.card, kit.clock.unix_ns() // NS_PER_S))
     if settings.adapters is not None:
         await models.watch(settings.adapters, offload, kit.logger)

@@ -14,6 +14,7 @@ from banyan_gateway.auth import Tenant
 from banyan_gateway.chat_prompt import chat_text
 from banyan_gateway.choice_parts import PLAIN, PartFormats
 from banyan_gateway.errors import invalid
+from banyan_gateway.grammar_trials import GrammarTrials
 from banyan_gateway.model_formats import NO_FORMATS, ModelFormats
 from banyan_gateway.ports import GenerationRequest
 from banyan_gateway.prompts import PromptReader, Prompts
@@ -28,20 +29,24 @@ from banyan_gateway.schema import (
 )
 from banyan_gateway.served_models import ServedModels
 from banyan_gateway.tool_use import ToolUse, check_tools, tool_use
-from banyan_text.grammar import Grammars
 from banyan_text.tokenizer import Tokenizer
 
 CHOICES_MAX = 128
 _TAIL_CHARS = 64  # of a prompt: longer than any tag that opens reasoning
 _INLINE_BODY_BYTES = 4096
 # Fields whose grammar has to be compiled, and the one way to write their names differently.
-_SLOW_WORDS = (b"response_format", b"structured_outputs", b"tool_choice", b"\\u")
+_GRAMMAR_WORDS = (b"response_format", b"structured_outputs", b"tool_choice", b"\\u")
 _COMPLETION_MAX_TOKENS = 16  # OpenAI's default
 
 
 def is_quick(body: bytes) -> bool:
     """Whether to prepare a body in place: a change of threads would take longer."""
-    return len(body) <= _INLINE_BODY_BYTES and not any(word in body for word in _SLOW_WORDS)
+    return len(body) <= _INLINE_BODY_BYTES and not may_check_grammar(body)
+
+
+def may_check_grammar(body: bytes) -> bool:
+    """Whether preparing it may wait for a grammar to be compiled, seconds if it is a bad one."""
+    return any(word in body for word in _GRAMMAR_WORDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +91,14 @@ class Preparer:
         tokenizer: Tokenizer,
         card: ModelCard,
         models: ServedModels,
+        trials: GrammarTrials,
         formats: ModelFormats = NO_FORMATS,
     ) -> None:
         self._tokenizer = tokenizer
         self._formats = formats
         self._card = card
         self._models = models
-        self._grammars = Grammars(tokenizer, card.end_token_ids)
+        self._trials = trials
         self._prompts = PromptReader(tokenizer, card.context_tokens)
 
     def chat(self, data: bytes, arrival: Arrival) -> Prepared:
@@ -155,7 +161,7 @@ class Preparer:
         use = tool_use(body.tools, body.tool_choice, parallel, self._formats.tools, token_of)
         if use is not None and use.grammar is not None:
             self._check_ends("tool_choice", body)
-            check_tools(use, body.tools or (), self._grammars)
+            check_tools(use, body.tools or (), self._trials)
         return use
 
     def _parts(self, use: ToolUse | None, grammar: Grammar | None, text: str) -> PartFormats:
@@ -225,7 +231,7 @@ class Preparer:
         if wanted is None:
             return None
         self._check_ends(wanted[0], body)
-        check_grammar(*wanted, self._grammars)
+        check_grammar(*wanted, self._trials)
         return wanted[1]
 
     def _check_ends(self, param: str, body: GenerationBody) -> None:

@@ -1,6 +1,6 @@
 """What an answer must look like: OpenAI's `response_format` and vLLM's `structured_outputs`.
 
-Both become one `Grammar`, which is compiled here before the request is taken, with the limits that
+Both become one `Grammar`, which is tried out before the request is taken, with the limits that
 the engine has: what cannot be followed is a 400, never a failure in the middle of an answer.
 """
 
@@ -13,10 +13,10 @@ from msgspec import Meta
 
 from banyan_core.types import Grammar, GrammarKind
 from banyan_gateway.errors import invalid
-from banyan_text.grammar import Grammars, choice_text
+from banyan_gateway.grammar_trials import GrammarTrials
+from banyan_text.grammar import choice_text
 
 CHOICES_MAX = 1024
-_REASON_CHARS_MAX = 500
 
 
 class JsonSchemaFormat(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -54,12 +54,10 @@ def wanted_grammar(
     return formatted or outputs
 
 
-def check_grammar(param: str, grammar: Grammar, grammars: Grammars) -> None:
+def check_grammar(param: str, grammar: Grammar, trials: GrammarTrials) -> None:
     """Raises for a grammar that cannot be followed. Takes its time, though a bounded one."""
-    try:
-        grammars.check(grammar)
-    except ValueError as error:
-        raise invalid(param, f"cannot be followed: {str(error)[:_REASON_CHARS_MAX]}") from None
+    if (reason := trials.refusal(grammar)) is not None:
+        raise invalid(param, f"cannot be followed: {reason}")
 
 
 def _of_format(wanted: ResponseFormat) -> tuple[str, Grammar] | None:

@@ -14,12 +14,13 @@ import msgspec
 
 from banyan_core.types import Grammar, GrammarKind
 from banyan_gateway.errors import invalid
+from banyan_gateway.grammar_trials import TOO_COMPLEX, TOO_SLOW, GrammarTrials
 from banyan_gateway.tool_schema import NamedTool, ToolBody, ToolChoice
-from banyan_text.grammar import Grammars
 from banyan_text.tools import Tool, ToolFormat
 from banyan_text.tools.format import TokenOf
 
-_REASON_CHARS_MAX = 500
+_NUM_TRIED_ALONE = 4
+"""Where each may take seconds: then the first ones are looked at, and all are named together."""
 _ANY_OBJECT: dict[str, Any] = {"type": "object"}
 
 
@@ -63,28 +64,21 @@ def tool_use(
     return ToolUse([_described(each) for each in tools], known, grammar, None if parallel else 1)
 
 
-def check_tools(use: ToolUse, tools: Sequence[ToolBody], grammars: Grammars) -> None:
+def check_tools(use: ToolUse, tools: Sequence[ToolBody], trials: GrammarTrials) -> None:
     """Raises for parameters that no call can be forced to follow; they are named if they are bad
     by themselves. Takes its time, though a bounded one."""
     if use.grammar is None:
         return
-    reason = _refusal(grammars, use.grammar)
+    reason = trials.refusal(use.grammar)
     if reason is None:
         return
-    for index, each in enumerate(tools):
+    searched = tools[:_NUM_TRIED_ALONE] if reason in (TOO_SLOW, TOO_COMPLEX) else tools
+    for index, each in enumerate(searched):
         schema = msgspec.json.encode(each.function.parameters or _ANY_OBJECT).decode()
-        alone = _refusal(grammars, Grammar(GrammarKind.JSON_SCHEMA, schema))
+        alone = trials.refusal(Grammar(GrammarKind.JSON_SCHEMA, schema))
         if alone is not None:
             raise invalid(f"tools[{index}].function.parameters", f"cannot be followed: {alone}")
     raise invalid("tools", f"cannot be followed together: {reason}")
-
-
-def _refusal(grammars: Grammars, grammar: Grammar) -> str | None:
-    try:
-        grammars.check(grammar)
-    except ValueError as error:
-        return str(error)[:_REASON_CHARS_MAX]
-    return None
 
 
 def _check_names(tools: Sequence[ToolBody]) -> None:
