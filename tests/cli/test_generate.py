@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 
+import banyan_engine.demo
 from banyan_cli.answers_file import AnswersFile
 from banyan_cli.errors import CommandError
 
@@ -158,3 +160,36 @@ def test_what_cannot_work_is_one_sentence(tmp_path: Path) -> None:
     source = write_input(tmp_path / "in.jsonl", [CHAT])
     assert "is the input itself" in run(source, source).stderr
     assert source.read_text() == json.dumps(CHAT) + "\n"
+
+
+def test_tools_are_called_and_reasoning_told_apart_as_the_gateway_does(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(Path(banyan_engine.demo.__path__[0]) / "banyan-demo", folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    config["chat_template"] += "{# <tool_call> <think> #}"
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    door = {"type": "object", "properties": {"door": {"enum": [4821]}}, "required": ["door"]}
+    tool = {"name": "open", "parameters": door | {"additionalProperties": False}}
+    named = {"type": "function", "function": {"name": "open"}}
+    tools = {"tools": [{"type": "function", "function": tool}], "tool_choice": named}
+    slow = {"type": "integer", "multipleOf": 1_000_003}
+    wanted = {"type": "json_schema", "json_schema": {"name": "slow", "schema": slow}}
+    lines: list[object] = [CHAT | tools | {"max_tokens": 200}, CHAT | {"response_format": wanted}]
+    source, target = write_input(tmp_path / "in.jsonl", lines), tmp_path / "out.jsonl"
+    ran = subprocess.run(
+        [*command(source, target), "--model", str(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 1, ran.stderr
+    answered = answers(target)
+    (choice,) = answered["line-1"]["response"]["body"]["choices"]
+    assert choice["finish_reason"] == "tool_calls"
+    assert choice["message"]["content"] is None
+    (call,) = choice["message"]["tool_calls"]
+    assert call["function"]["name"] == "open"
+    assert json.loads(call["function"]["arguments"]) == {"door": 4821}
+    refused = answered["line-2"]["error"]
+    assert refused["param"] == "response_format.json_schema.schema"
+    assert "takes longer than 2 s" in refused["message"]

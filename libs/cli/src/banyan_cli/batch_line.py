@@ -24,11 +24,11 @@ from banyan_gateway.openai_format import (
     AnswerHead,
     CollectedChoice,
     CompletionFormatter,
+    Formatter,
 )
-from banyan_gateway.ports import GenerationRequest, Usage
-from banyan_gateway.prepare import Arrival, Preparer
+from banyan_gateway.ports import Usage
+from banyan_gateway.prepare import Arrival, Prepared, Preparer
 from banyan_gateway.served_models import ServedModels
-from banyan_text.generation_defaults import GenerationDefaults
 from banyan_text.tokenizer import Tokenizer
 from banyan_worker.offline_engine import OfflineAnswer, OfflineRequest
 
@@ -93,10 +93,10 @@ def _check_url(url: object, body: dict[str, Any]) -> None:
 class Batch:
     """Turns lines into requests, and what became of those into lines."""
 
-    def __init__(self, card: ModelCard, tokenizer: Tokenizer, defaults: GenerationDefaults) -> None:
+    def __init__(self, card: ModelCard, tokenizer: Tokenizer, formats: ModelFormats) -> None:
         self._card = card
         self._tokenizer = tokenizer
-        models, formats = ServedModels(card, int(time.time())), ModelFormats(defaults=defaults)
+        models = ServedModels(card, int(time.time()))
         trials = GrammarTrials(tokenizer, card.end_token_ids)  # its process ends with it
         self._preparer = Preparer(tokenizer, card, models, trials, formats)
 
@@ -112,7 +112,7 @@ class Batch:
         seed = derive(0, line.key)  # its own, and the same when the work is taken up again
         arrival = Arrival(f"batch-{seed:016x}", DEFAULT_TENANT, 0, seed, None)
         prepared = prepare(json.dumps(body).encode(), arrival)
-        return OpenLine(line.key, prepared.requests, is_chat, self)
+        return OpenLine(line.key, prepared, is_chat, self)
 
     def whole(self, opened: OpenLine, answers: Sequence[OfflineAnswer]) -> dict[str, Any]:
         """The answer's body, as the gateway would have sent it."""
@@ -120,8 +120,7 @@ class Batch:
         answer_id = first.request_id if len(answers) == 1 else first.request_id.rpartition("-")[0]
         fingerprint = f"fp_{self._card.digest.hex()[:12]}"
         head = AnswerHead(answer_id, int(time.time()), self._card.name, fingerprint)
-        kind = ChatFormatter if opened.is_chat else CompletionFormatter
-        formatter = kind(head, self._tokenizer, first.sampling.logprobs, usage_in_chunks=False)
+        formatter = self._formatter(opened, head)
         choices = [
             CollectedChoice([each.text], each.tokens, each.finish_reason, answer.prompt_logprobs)
             for answer in answers
@@ -135,15 +134,20 @@ class Batch:
         body: dict[str, Any] = json.loads(formatter.whole(choices, usage))
         return body
 
+    def _formatter(self, opened: OpenLine, head: AnswerHead) -> Formatter:
+        logprobs = opened.requests[0].sampling.logprobs
+        if opened.is_chat:
+            return ChatFormatter(head, self._tokenizer, logprobs, False, opened.parts)
+        return CompletionFormatter(head, self._tokenizer, logprobs, False)
+
 
 class OpenLine:
     """A line whose prompts are being answered."""
 
-    def __init__(
-        self, key: str, requests: Sequence[GenerationRequest], is_chat: bool, batch: Batch
-    ) -> None:
+    def __init__(self, key: str, prepared: Prepared, is_chat: bool, batch: Batch) -> None:
         self.key = key
-        self.requests = requests
+        self.requests = prepared.requests
+        self.parts = prepared.parts
         self.is_chat = is_chat
         self._batch = batch
         self._answers: dict[str, OfflineAnswer] = {}
@@ -157,6 +161,7 @@ class OpenLine:
                 n=each.n,
                 stop=each.stop,
                 include_stop=each.include_stop,
+                shown=each.shown,
                 priority=each.priority,
                 salt=each.cache_salt.encode(),
             )

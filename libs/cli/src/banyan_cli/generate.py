@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +14,8 @@ from banyan_cli.answers_file import AnswersFile
 from banyan_cli.batch_line import Batch, Line, OpenLine, error_line, place, read_line
 from banyan_cli.errors import CommandError
 from banyan_gateway.errors import ApiError, invalid
-from banyan_text.generation_defaults import GenerationDefaults, read_generation_defaults
+from banyan_gateway.model_formats import FROM_TEMPLATE, ModelFormats, model_formats
+from banyan_text.generation_defaults import read_generation_defaults
 from banyan_worker.offline import LLM
 from banyan_worker.offline_engine import OfflineAnswer, OfflineRequest
 
@@ -47,8 +48,8 @@ def generate(source: Path, target: Path, model: Path, numerics: str, console: Co
             task = progress.add_task("loading", total=num_lines)
             llm = LLM(model, numerics=numerics)
             progress.update(task, description="answering")
-            defaults = read_generation_defaults(model)
-            run = _Run(source, answers, llm, defaults, on_line=lambda: progress.advance(task))
+            formats = _formats(llm, model)
+            run = _Run(source, answers, llm, formats, on_line=lambda: progress.advance(task))
             run.all()
     counts, elapsed_s = run.counts, time.monotonic() - started
     console.print(
@@ -71,6 +72,12 @@ def input_lines(source: Path) -> Iterator[bytes | None]:
             yield None
 
 
+def _formats(llm: LLM, folder: Path) -> ModelFormats:
+    """As a gateway has them by itself."""
+    found = model_formats(llm.tokenizer.template_source, "", FROM_TEMPLATE, FROM_TEMPLATE)
+    return replace(found, defaults=read_generation_defaults(folder))
+
+
 def _progress(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     return Progress(*columns, TimeRemainingColumn(), console=console)
@@ -84,13 +91,13 @@ class _Run:
         source: Path,
         answers: AnswersFile,
         llm: LLM,
-        defaults: GenerationDefaults,
+        formats: ModelFormats,
         on_line: Callable[[], object],
     ) -> None:
         self._source = source
         self._answers = answers
         self._llm = llm
-        self._batch = Batch(llm.card, llm.tokenizer, defaults)
+        self._batch = Batch(llm.card, llm.tokenizer, formats)
         self._on_line = on_line
         self._open: dict[str, OpenLine] = {}
         self._seen: set[str] = set()

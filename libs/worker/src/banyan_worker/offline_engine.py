@@ -35,7 +35,8 @@ from banyan_text.tokenizer import Tokenizer
 class OfflineRequest:
     """One prompt and its `n` choices; choice i draws with H(seed, i), as in the mesh.
 
-    `request_id` is unique among the requests of one run.
+    `request_id` is unique among the requests of one run. `shown` are special tokens that the text
+    spells out.
     """
 
     request_id: str
@@ -47,6 +48,7 @@ class OfflineRequest:
     priority: int = 0
     salt: bytes = b""
     adapter: Adapter | None = None
+    shown: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -196,7 +198,7 @@ class _Open:
         self.request = request
         silent = request.sampling.stop_token_ids
         self.texts = [
-            ChoiceText(tokenizer, request.stop, request.include_stop, silent)
+            ChoiceText(tokenizer, request.stop, request.include_stop, silent, request.shown)
             for _ in range(request.n)
         ]
         choices = [OfflineChoice() for _ in self.texts]
