@@ -88,3 +88,9 @@ async def test_prompt_logprobs_have_vllms_shape(http: httpx2.AsyncClient) -> Non
     chat = msgspec.json.decode(response.content, type=answer_shapes.ChatAnswer)
     assert isinstance(chat.prompt_logprobs, list)
     assert len(chat.prompt_logprobs) == chat.usage.prompt_tokens
+
+
+async def test_a_penalty_that_would_leave_no_number_is_refused(http: httpx2.AsyncClient) -> None:
+    response = await http.post("/v1/completions", json=PLAIN | {"repetition_penalty": 5e-324})
+    assert response.status_code == 400
+    assert response.json()["error"]["param"] == "repetition_penalty"

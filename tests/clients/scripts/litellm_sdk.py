@@ -77,7 +77,8 @@ if scenario:
     for chunk in litellm.completion(
         **PLACE,
         messages=MESSAGES,
-        temperature=0,
+        temperature=1,  # greedily a small model repeats itself, which litellm takes for an error
+        seed=1,
         max_tokens=1500,
         stream=True,
         extra_body={"ignore_eos": True, "min_tokens": 1500},

@@ -144,7 +144,7 @@ class GenerationBody(NotYet, kw_only=True):
     allowed_token_ids: Annotated[TokenIds, Meta(min_length=1)] | None = None
     skip_special_tokens: bool | None = None
     prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
-    repetition_penalty: Annotated[float, Meta(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     ignore_eos: bool | None = None
     stop_token_ids: Annotated[TokenIds, Meta(max_length=128)] | None = None
