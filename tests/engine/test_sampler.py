@@ -132,6 +132,13 @@ def test_logits_that_are_no_numbers_are_an_error(bad: float) -> None:
         pick(row(0, bad, 1, 2))
 
 
+@pytest.mark.parametrize("penalty", [5e-324, 1e-39])
+def test_a_penalty_that_leaves_no_number_is_an_error_of_this_row(penalty: float) -> None:
+    params = SamplingParams(repetition_penalty=penalty)
+    with pytest.raises(SamplingError, match="not finite after penalties"):
+        fast_sample(row(1, 2, 3, 0), params, History(params, (1,), ()), (END,))
+
+
 # ---------------------------------------------------------------- what may be drawn
 
 

@@ -57,6 +57,8 @@ def sample(
     scores = _adjusted(logits, params, history, end_token_ids, allowed)
     if scores is not logits:
         best = int(scores.argmax())
+        if not scores[best] < np.inf:
+            raise SamplingError("logits: not finite after penalties and biases")
     if scores[best] == -np.inf:
         raise SamplingError("logits: every token is masked")
     if params.temperature >= TINY_TEMPERATURE:
@@ -122,7 +124,8 @@ def _penalise(scores: Logits, params: SamplingParams, history: History) -> None:
     values = scores[token_ids]
     if params.repetition_penalty != 1.0:
         penalty = np.float32(params.repetition_penalty)
-        values = np.where(values > 0, values / penalty, values * penalty)
+        with np.errstate(over="ignore", divide="ignore"):  # `sample` looks at what came of it
+            values = np.where(values > 0, values / penalty, values * penalty)
     if params.presence_penalty or params.frequency_penalty:
         less = params.presence_penalty + params.frequency_penalty * counts
         values -= np.where(counts > 0, less, 0.0).astype(np.float32)
