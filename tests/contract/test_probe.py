@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from tests.contract.test_grpc_server import HANDLERS, keys  # noqa: F401  # a fixture
 
-from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
+from banyan_runtime.grpc_network import GrpcNetwork
+from banyan_runtime.grpc_security import ChannelSecurity
 
 NOWHERE = "127.0.0.1:1"
 

@@ -20,7 +20,8 @@ from banyan_core.types import BlockHash
 from banyan_kvstore.block import Block
 from banyan_kvstore.main import run
 from banyan_runtime import wire
-from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
+from banyan_runtime.grpc_network import GrpcNetwork
+from banyan_runtime.grpc_security import ChannelSecurity
 
 GOOD = {
     "BANYAN_KVSTORE_ID": "kvstore-0",

@@ -22,7 +22,8 @@ from tests.versions.stubs import LATER_VALUE, next_version, released
 
 from banyan_core.hashing import block_hashes, pack
 from banyan_core.types import BlockHash
-from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
+from banyan_runtime.grpc_network import GrpcNetwork
+from banyan_runtime.grpc_security import ChannelSecurity
 from banyan_runtime.rpc import Code, RpcError
 
 VERSIONS = [*released(), next_version()]

@@ -18,7 +18,8 @@ from banyan_engine.torch_runner import TorchRunner
 from banyan_runtime import codec, wire
 from banyan_runtime.clock import SystemClock
 from banyan_runtime.directories import StaticDirectory
-from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
+from banyan_runtime.grpc_network import GrpcNetwork
+from banyan_runtime.grpc_security import ChannelSecurity
 from banyan_runtime.memory_bus import MemoryBroker, MemoryBus
 from banyan_worker.options import WorkerOptions
 from banyan_worker.service import WorkerService

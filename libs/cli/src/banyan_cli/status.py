@@ -14,7 +14,8 @@ from rich.table import Table
 from banyan.v1 import common_pb2, router_pb2
 from banyan_cli.health import grpc_is_serving, http_is_ok, valkey_answers
 from banyan_cli.state import MeshState, ProcessState, StateFolder
-from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
+from banyan_runtime.grpc_network import GrpcNetwork
+from banyan_runtime.grpc_security import ChannelSecurity
 from banyan_runtime.rpc import RpcError
 from banyan_runtime.wire import VIEW
 

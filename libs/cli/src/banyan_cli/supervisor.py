@@ -24,7 +24,8 @@ from banyan_cli.launch import Launcher
 from banyan_cli.options import MeshOptions
 from banyan_cli.state import MeshState, ProcessState, StateFolder
 from banyan_runtime.clock import Clock
-from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
+from banyan_runtime.grpc_network import GrpcNetwork
+from banyan_runtime.grpc_security import ChannelSecurity
 from banyan_runtime.lifespan import Tasks
 from banyan_runtime.pump import Pump
 

@@ -19,7 +19,8 @@ from typing import Protocol, TypeVar
 from prometheus_client import CollectorRegistry
 
 from banyan_runtime.clock import SystemClock
-from banyan_runtime.grpc_network import ChannelSecurity, GrpcNetwork
+from banyan_runtime.grpc_network import GrpcNetwork
+from banyan_runtime.grpc_security import ChannelSecurity
 from banyan_runtime.lifespan import EXIT_NOT_STARTED, Assembly, Running, run_service
 from banyan_runtime.metrics_http import serve_metrics_http
 from banyan_runtime.recorder import FileRecorder
