@@ -90,8 +90,7 @@ class ComposeMesh:
     def containers(self, service: str = "") -> list[dict[str, Any]]:
         """What Docker says of the containers, stopped ones too, oldest replica first."""
         ids = self.compose("ps", "--all", "--quiet", *filter(None, [service])).split()
-        found: list[dict[str, Any]] = json.loads(docker("inspect", *ids)) if ids else []
-        return sorted(found, key=lambda one: str(one["Name"]))
+        return sorted(inspect(ids), key=lambda one: str(one["Name"]))
 
     def view(self) -> dict[str, bool]:
         """The workers that the router knows, and whether it would place on them."""
@@ -146,6 +145,17 @@ def docker(*args: str) -> str:
     done = subprocess.run(["docker", *args], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, f"docker {' '.join(args)}: {done.stderr}"
     return done.stdout
+
+
+def inspect(ids: list[str]) -> list[dict[str, Any]]:
+    """What Docker says of those that are there; one may have gone since its id was learnt."""
+    if not ids:
+        return []
+    done = subprocess.run(["docker", "inspect", *ids], capture_output=True, text=True, timeout=60)
+    gone = "no such object" in done.stderr.lower()
+    assert done.returncode == 0 or gone, f"docker inspect: {done.stderr}"
+    found: list[dict[str, Any]] = json.loads(done.stdout)
+    return found
 
 
 def free_port() -> int:
