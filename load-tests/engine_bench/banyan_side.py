@@ -38,6 +38,8 @@ from banyan_worker.runners import RunnerKind, load_runner
 from engine_bench.serving import serve
 
 BLOCK_SIZE = 16
+DECODE_TOKENS = 1024
+"""More than a sequence says while others open and the rounds run, so that none ends in between."""
 HELPER_TIMEOUT_S = 300.0
 SALT = b""
 MIB = 1 << 20
@@ -219,7 +221,7 @@ class Engine:
         self._facts.append(ImportWanted(import_id, hashes))
         self._turn()
         self._facts.append(ImportDone(import_id, hashes))
-        return self._submit(prompt, context, import_id)
+        return self._submit(prompt, DECODE_TOKENS, import_id)
 
     def _fill(self, ready: ImportReady) -> None:
         """Every page is written: one that nobody wrote would be read from the cache."""

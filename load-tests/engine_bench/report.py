@@ -6,61 +6,29 @@ marks nobody writes by hand: `make bench-engine` does, or `bench_engine.py --onl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
 
-RESULTS = Path(__file__).parents[1] / "results"
+import result_table
+from result_table import RESULTS, Figures, ResultTable, Row
+
 README = RESULTS.parents[1] / "libs" / "engine" / "README.md"
-BEGIN = "<!-- made by `make bench-engine` from load-tests/results -->"
-END = "<!-- end -->"
 SHARE_AIMS = {"batch 1": "0.85 with the helper, 0.7 without", "batch 32": "0.6"}
 PREFILL_AIM = "0.65"
 
-Figures = Mapping[str, Any]
-Row = tuple[str, str, str]
-"""What was measured, what came out, the aim."""
-
-
-def write(measure: str, result: dict[str, object]) -> Path:
-    path = RESULTS / f"{str(result['date'])[:10]}-engine-{measure}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    return path
-
-
-def newest() -> dict[str, Figures]:
-    """The newest result of each measure, by measure."""
-    found = {}
-    for path in sorted(RESULTS.glob("*-engine-*.json")):
-        found[path.stem.partition("-engine-")[2]] = json.loads(path.read_text())
-    return found
+TABLE = ResultTable("engine", lambda result: _machine_and_rounds(result))
+BEGIN, END = TABLE.begin, result_table.END
+write, newest, insert = TABLE.write, TABLE.newest, TABLE.insert
 
 
 def table(results: Mapping[str, Figures]) -> str:
-    """Markdown: a row per figure, then day, commit and machine of each measure."""
-    lines, notes = ["| what | measured | aim |", "|---|---|---|"], []
-    for measure, rows in ROWS.items():
-        if measure in results:
-            result = results[measure]
-            lines += [f"| {' | '.join(row)} |" for row in rows(result["figures"])]
-            machine = result["machine"]
-            notes.append(
-                f"`{measure}` {result['date'][:10]}, commit {result['commit']}, "
-                f"{machine['num_cores']} cores of {machine['processor']} "
-                f"({', '.join(machine['flags']) or 'no wide vectors'}), "
-                f"medians of {result['num_rounds']}"
-            )
-    return "\n".join([*lines, "", "; ".join(notes) or "Nothing is measured yet"]) + "."
+    return TABLE.table(results, ROWS)
 
 
-def insert(text: str, made: str) -> str:
-    """`text` with `made` between the marks. Raises ValueError when the marks are not there."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"expected the marks {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{made}\n{END}{after}"
+def _machine_and_rounds(result: Figures) -> str:
+    machine = result["machine"]
+    flags = ", ".join(machine["flags"]) or "no wide vectors"
+    medians = f"medians of {result['num_rounds']}"
+    return f"{machine['num_cores']} cores of {machine['processor']} ({flags}), {medians}"
 
 
 def write_table() -> None:

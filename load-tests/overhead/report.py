@@ -7,60 +7,27 @@ the table between two marks, and nobody writes there by hand: `make bench-overhe
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-RESULTS = Path(__file__).parents[1] / "results"
+import result_table
+from result_table import RESULTS, Figures, ResultTable, Row
+
 ROOT = RESULTS.parents[1]
 READMES = (ROOT / "README.md", RESULTS.parent / "README.md")
-BEGIN = "<!-- made by `make bench-overhead` from load-tests/results -->"
-END = "<!-- end -->"
 
-Figures = Mapping[str, Any]
-Row = tuple[str, str, str]
-"""What was measured, what came out, the aim."""
-
-
-def write(measure: str, result: dict[str, object]) -> Path:
-    day = str(result["date"])[:10]
-    path = RESULTS / f"{day}-overhead-{measure}.json"
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    return path
-
-
-def newest() -> dict[str, Figures]:
-    """The newest result of each measure, by measure."""
-    found = {}
-    for path in sorted(RESULTS.glob("*-overhead-*.json")):
-        found[path.stem.partition("-overhead-")[2]] = json.loads(path.read_text())
-    return found
+TABLE = ResultTable("overhead", lambda result: _machine(result["machine"]))
+BEGIN, END = TABLE.begin, result_table.END
+write, newest, insert = TABLE.write, TABLE.newest, TABLE.insert
 
 
 def table(results: Mapping[str, Figures]) -> str:
-    """Markdown, a row per figure, with the day, commit and machine of each measure."""
-    lines = ["| what | measured | aim |", "|---|---|---|"]
-    notes = []
-    for measure, rows in _ROWS.items():
-        if measure in results:
-            result = results[measure]
-            lines += [f"| {' | '.join(row)} |" for row in rows(result["figures"])]
-            machine = result["machine"]
-            notes.append(
-                f"`{measure}` {result['date'][:10]}, commit {result['commit']}, "
-                f"{machine['num_cores']} cores of {machine['processor']}"
-            )
-    return "\n".join([*lines, "", "; ".join(notes) or "Nothing is measured yet"]) + "."
+    return TABLE.table(results, _ROWS)
 
 
-def insert(text: str, made: str) -> str:
-    """`text` with `made` between the marks. Raises ValueError when the marks are not there."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"expected the marks {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{made}\n{END}{after}"
+def _machine(machine: Mapping[str, Any]) -> str:
+    return f"{machine['num_cores']} cores of {machine['processor']}"
 
 
 def write_tables() -> list[Path]:

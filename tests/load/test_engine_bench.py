@@ -13,6 +13,7 @@ from banyan_text.hf_tokenizer import HfTokenizer
 from engine_bench import models, report
 from engine_bench.bench import Bench
 from engine_bench.serving import Side, SideFailed
+from result_table import RESULTS
 
 
 def test_a_decode_step_of_a_dense_model_reads_each_parameter_once() -> None:
@@ -107,7 +108,7 @@ def test_what_is_not_measured_says_why() -> None:
 
 
 def test_every_result_says_where_it_comes_from() -> None:
-    for path in report.RESULTS.glob("*-engine-*.json"):
+    for path in RESULTS.glob("*-engine-*.json"):
         result = json.loads(path.read_text())
         for key in ("date", "commit", "command", "machine", "num_rounds", "figures"):
             assert result[key], f"{path.name}: {key}"

@@ -14,6 +14,7 @@ import pytest
 from overhead import report
 from overhead.client import BadAnswer, Client, Target, echo, keep_asking
 from overhead.processes import bare, tree_cpu_s
+from result_table import RESULTS
 
 PROMPT = "Which door? "
 
@@ -69,14 +70,14 @@ def test_the_readmes_say_what_the_results_say() -> None:
     """Who edits a table by hand, or a result, is told: `bench_overhead.py --only-tables`."""
     made = report.table(report.newest())
     pages = [path for path in report.READMES if report.BEGIN in path.read_text()]
-    assert report.RESULTS.parent / "README.md" in pages
+    assert RESULTS.parent / "README.md" in pages
     for path in pages:
         text = path.read_text()
         assert report.insert(text, made) == text, path
 
 
 def test_every_result_says_where_it_comes_from() -> None:
-    for path in report.RESULTS.glob("*-overhead-*.json"):
+    for path in RESULTS.glob("*-overhead-*.json"):
         result = json.loads(path.read_text())
         for key in ("date", "commit", "command", "machine", "figures"):
             assert result[key], f"{path.name}: {key}"
