@@ -14,11 +14,11 @@ PROMPT = (
     "The amber key opens door 4821. The silver key opens door 1937. The iron key opens door 6650. "
     "Count from one to forty, then tell a story about the amber key."
 )
-# Drawn, not greedy: a greedy answer of this length falls into a loop, which drafts then foretell,
-# and it is over before anybody dies.
+# Drawn so wildly that nothing repeats: an answer that falls into a loop is foretold by drafts,
+# several tokens a chunk, and is over before anybody dies.
 SAMPLED: dict[str, Any] = {
     "max_tokens": 800,
-    "temperature": 1.0,
+    "temperature": 2.0,
     "seed": 5,
     "extra_body": {"ignore_eos": True},
 }
