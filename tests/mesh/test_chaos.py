@@ -23,7 +23,7 @@ from tests.mesh.asking import (
     request_of,
 )
 
-from banyan_core.journey import JourneyLimits
+from banyan_core.journey_limits import JourneyLimits
 from banyan_core.queue import QueueLimits
 from banyan_core.scheduler import EngineLimits
 from banyan_core.types import NS_PER_S, Outcome

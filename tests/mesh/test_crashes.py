@@ -12,7 +12,7 @@ from functools import partial
 import pytest
 from tests.mesh.asking import Answer, Question, ask, assert_right, prompt_of, streaming_worker
 
-from banyan_core.journey import JourneyLimits
+from banyan_core.journey_limits import JourneyLimits
 from banyan_runtime.virtual_loop import run_virtual
 from banyan_sim.builders import Shared
 from banyan_sim.mesh import SimMesh, Topology

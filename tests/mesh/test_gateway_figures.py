@@ -8,7 +8,7 @@ from prometheus_client import CollectorRegistry
 from pytest import approx
 from tests.mesh.asking import Answer, Question, ask, assert_right, prompt_of
 
-from banyan_core.journey import JourneyLimits
+from banyan_core.journey_limits import JourneyLimits
 from banyan_core.queue import QueueLimits
 from banyan_runtime.virtual_loop import run_virtual
 from banyan_sim.builders import Shared

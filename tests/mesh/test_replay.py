@@ -16,7 +16,7 @@ from banyan_core.engine_messages import EngineCommand, EngineFact, Held, Report
 from banyan_core.hashing import derive
 from banyan_core.index_facts import AddBlocks, IndexCommand, IndexFact, ReplaceBlocks
 from banyan_core.index_fold import IndexFold
-from banyan_core.journey import JourneyLimits
+from banyan_core.journey_limits import JourneyLimits
 from banyan_core.journey_messages import JourneyCommand, JourneyFact
 from banyan_core.journeys import Journeys
 from banyan_core.machine import Machine

@@ -11,11 +11,12 @@ go on at the next index. A worker's stale attempt is recognised by its sequence 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from banyan_core.choice import HANDED_OVER, Choice, Leg, Phase, Verb
 from banyan_core.journey_books import Books
 from banyan_core.journey_dispatch import Dispatcher
+from banyan_core.journey_legs import Legs
+from banyan_core.journey_limits import JourneyLimits
 from banyan_core.journey_messages import (
     Accepted,
     AckEnd,
@@ -26,39 +27,13 @@ from banyan_core.journey_messages import (
     JourneyCommand,
     NotPlaced,
     Placed,
-    ReleaseLease,
     RequestRecord,
 )
+from banyan_core.journey_recovery import Recovery
 from banyan_core.ledger import Ledger, Stage
-from banyan_core.queue import Queue, QueueLimits
-from banyan_core.types import (
-    NS_PER_MS,
-    NS_PER_S,
-    Finish,
-    Outcome,
-    Refusal,
-    SequenceFigures,
-    SequenceReport,
-    ShedReason,
-)
-from banyan_core.waiting import FIRST_BACKOFF_NS, LONGEST_BACKOFF_NS, Waiting, fits_nowhere
-
-AVOID_LOST_NS = 250 * NS_PER_MS
-
-
-@dataclass(frozen=True, slots=True)
-class JourneyLimits:
-    """Bounds of every journey. With `recover` off, a lost worker fails its requests.
-
-    `queue_timeout_ns` is a request's patience through an outage; under mere overload the queue
-    turns it away on arrival, or at its turn at the latest.
-    """
-
-    lease_ns: int = 30 * NS_PER_S
-    queue_timeout_ns: int = 30 * NS_PER_S
-    max_failures: int = 16  # of one choice, without a new token between them
-    recover: bool = True
-    queue: QueueLimits = field(default_factory=QueueLimits)
+from banyan_core.queue import Queue
+from banyan_core.types import Finish, Outcome, Refusal, SequenceReport, ShedReason
+from banyan_core.waiting import Waiting, fits_nowhere
 
 
 class Journey:
@@ -82,6 +57,8 @@ class Journey:
         self._books = Books(accepted, Ledger(since=accepted.received_ns))
         self._dispatcher = Dispatcher(accepted, gateway, limits.lease_ns, emit)
         self.waiting = Waiting(accepted, limits.queue_timeout_ns, queue, self._books, emit)
+        self._legs = Legs(queue, emit)
+        self._recovery = Recovery(limits.max_failures, queue, self.waiting, self._legs, emit)
         self.choices = [
             Choice(index, self.waiting.ticket(index, number))
             for index in range(accepted.num_choices)
@@ -112,7 +89,7 @@ class Journey:
         choice = self.choices[fact.choice]
         if choice.phase is not Phase.PLACING or choice.num_attempts != fact.attempt:
             return
-        self._abandon_legs(choice, "no placement")
+        self._legs.abandon(choice, "no placement")
         why_never = fits_nowhere(fact.decision)
         if why_never:
             assert fact.decision is not None
@@ -142,26 +119,9 @@ class Journey:
     def refused(
         self, now: int, choice: Choice, sequence_id: str, refusal: Refusal, unreachable: bool
     ) -> None:
-        """Nothing ran: place again, and only decode again if only decode said no.
-
-        A full worker is no failure, and the choice keeps its place in the queue.
-        """
-        full = refusal.retry_after_ns > 0 and not unreachable
-        leg = choice.leg(sequence_id)
-        if full and leg is not None:
-            worker_id = leg.worker.worker_id
-            self._queue.gate.worker_full(now, worker_id, refusal.retry_after_ns)
-        if leg is None or not leg.running:
-            return
-        leg.running, leg.leased, leg.end = False, False, f"refused: {refusal.reason}"
-        reason = choice.refused = f"{leg.worker.worker_id} refused: {refusal.reason}"
-        if full:
-            self._send_back(now, choice, reason, leg.verb)
-            return
-        choice.avoid[leg.worker.worker_id] = now + AVOID_LOST_NS
-        if unreachable:
-            self._emit(CancelSequence(leg.worker.worker_id, sequence_id))
-        self._again(now, choice, reason, leg.verb)
+        given_up = self._recovery.refused(now, choice, sequence_id, refusal, unreachable)
+        if given_up is not None:
+            self.shed(now, *given_up)
 
     def reported(self, now: int, worker_id: str, choice: Choice, report: SequenceReport) -> None:
         leg = choice.leg(report.sequence_id)
@@ -171,7 +131,7 @@ class Journey:
             return
         leg.figures = report.figures or leg.figures
         if report.figures is not None:
-            self._note_figures(choice, leg, report, report.figures)
+            self._books.note_figures(choice, leg, report, report.figures)
         fresh = choice.take(report.first_index, report.tokens)
         if fresh is None:
             self._lost(now, choice, leg, "its tokens contradict those already sent")
@@ -195,7 +155,7 @@ class Journey:
         stage = self._books.ledger.stage
         # Without figures a decode worker only passes on the token that it got with the KV.
         if leg.verb is Verb.DECODE and leg.figures is not None:
-            self._release_lease(choice)
+            self._legs.release_lease(choice)
             if stage is not Stage.DECODE:
                 self._books.move(choice, Stage.DECODE, now, leg)
         elif stage in (Stage.DISPATCH, Stage.PREFILL):
@@ -207,24 +167,6 @@ class Journey:
         for other in self.choices:
             if other.phase is Phase.HELD:
                 self.waiting.join(now, other)
-
-    def _note_figures(
-        self, choice: Choice, leg: Leg, report: SequenceReport, figures: SequenceFigures
-    ) -> None:
-        """Book a worker's figures, and what they betray.
-
-        A decode worker that sampled the first token itself, before the prefill worker said it,
-        found the pull broken: that is a loss, seen earlier than the dead stream shows it.
-        """
-        if choice.index == 0:
-            self._books.count_cached(figures.num_cached_tokens)
-            if leg.verb is Verb.PREFILL and report.first_index < len(choice.tokens):
-                self._books.ledger.explain_prefill(figures)
-        prefill = choice.live(Verb.PREFILL)
-        sampled_first = report.tokens and report.first_index == leg.first_index
-        if leg.verb is Verb.DECODE and sampled_first and prefill and not prefill.overtaken:
-            prefill.overtaken = True
-            self._books.num_recoveries += 1
 
     def _leg_ended(self, now: int, choice: Choice, leg: Leg, report: SequenceReport) -> None:
         finish = report.finish
@@ -257,76 +199,21 @@ class Journey:
             for leg in choice.legs:
                 same_life = leg.worker.worker_id == worker_id and leg.worker.epoch == epoch
                 if same_life and leg.running and not self.ended:
-                    choice.avoid[worker_id] = now + AVOID_LOST_NS
+                    self._recovery.avoid(now, choice, leg)
                     self._lost(now, choice, leg, reason)
                 elif same_life:
                     leg.leased = False
 
     def _lost(self, now: int, choice: Choice, leg: Leg, reason: str) -> None:
         """A running leg is gone or useless."""
-        leg.running, leg.leased, leg.end = False, False, reason
-        self._emit(CancelSequence(leg.worker.worker_id, leg.sequence_id))
+        self._legs.cancel(leg, reason)
         self._books.note_loss(now, leg, reason)
         if not self._limits.recover:
             self._end(now, Outcome.FAILED, f"worker lost: {reason}", True)
             return
-        if leg.verb is Verb.PREFILL and choice.live(Verb.DECODE) is not None:
-            # Decode finds that the pull broke, computes the prompt itself and goes on.
-            return
-        self._again(now, choice, reason, leg.verb)
-
-    def _again(self, now: int, choice: Choice, reason: str, gone: Verb) -> None:
-        choice.num_failures += 1
-        if choice.num_failures > self._limits.max_failures:
-            message = f"given up after {choice.num_failures} tries: {reason}"
-            self.shed(now, ShedReason.TOO_MANY_LOSSES, message)
-            return
-        not_before_ns = 0
-        if choice.num_failures > 2:
-            backoff_ns = FIRST_BACKOFF_NS << min(choice.num_failures, 6)
-            not_before_ns = now + min(backoff_ns, LONGEST_BACKOFF_NS)
-        self._send_back(now, choice, reason, gone, retry=True, not_before_ns=not_before_ns)
-
-    def _send_back(
-        self,
-        now: int,
-        choice: Choice,
-        reason: str,
-        gone: Verb,
-        *,
-        retry: bool = False,
-        not_before_ns: int = 0,
-    ) -> None:
-        """To the queue, with the prefill that runs or is held if only decode is gone."""
-        choice.early.clear()
-        choice.pending_finish = choice.ends_at = None
-        keeps = gone is Verb.DECODE and len(choice.tokens) <= 1
-        if not keeps or choice.kept_prefill() is None:
-            self._abandon_legs(choice, reason)
-        self.waiting.join(
-            now, choice, retry=retry or choice.ticket.retry, not_before_ns=not_before_ns
-        )
-
-    def _abandon_legs(self, choice: Choice, reason: str) -> None:
-        """Stop what still works on this choice, and give back what it holds."""
-        for leg in choice.legs:
-            if leg.running:
-                leg.running, leg.end = False, reason
-                self._emit(CancelSequence(leg.worker.worker_id, leg.sequence_id))
-        self._release_lease(choice)
-
-    def _leave_places(self, choice: Choice) -> None:
-        """Cancelling what runs makes room on its workers."""
-        self._queue.leave(choice.ticket)
-        for leg in choice.legs:
-            if leg.running and leg.admitted_ns is not None:
-                self._queue.gate.left_place(leg.worker.worker_id)
-
-    def _release_lease(self, choice: Choice) -> None:
-        for leg in choice.legs:
-            if leg.leased:
-                leg.leased = False
-                self._emit(ReleaseLease(leg.worker, leg.sequence_id))
+        given_up = self._recovery.lost(now, choice, leg, reason)
+        if given_up is not None:
+            self.shed(now, *given_up)
 
     # ------------------------------------------------------------ ends
 
@@ -338,8 +225,8 @@ class Journey:
 
     def _end_choice(self, now: int, choice: Choice, finish: Finish) -> None:
         figures = next((leg.figures for leg in reversed(choice.legs) if leg.figures), None)
-        self._leave_places(choice)
-        self._abandon_legs(choice, "the choice ended")
+        self._legs.leave_places(choice)
+        self._legs.abandon(choice, "the choice ended")
         choice.phase, choice.finish = Phase.ENDED, finish
         if choice.index == 0:
             self._books.ledger.move(Stage.OTHER_CHOICES, now, figures)
@@ -396,8 +283,8 @@ class Journey:
             return
         self.ended = True
         for choice in self.choices:
-            self._leave_places(choice)
-            self._abandon_legs(choice, outcome.value)
+            self._legs.leave_places(choice)
+            self._legs.abandon(choice, outcome.value)
         figures = next((leg.figures for leg in reversed(self.choices[0].legs) if leg.figures), None)
         self._books.ledger.move(Stage.OTHER_CHOICES, now, figures)
         record = self.record(now, outcome, reason, shed)

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from banyan_core.choice import Choice, Leg, Phase
+from banyan_core.choice import Choice, Leg, Phase, Verb
 from banyan_core.journey_messages import Accepted, LegRecord, LossRecord, RequestRecord
 from banyan_core.ledger import Ledger, Stage
-from banyan_core.types import Decision, Outcome, ShedReason
+from banyan_core.types import Decision, Outcome, SequenceFigures, SequenceReport, ShedReason
 
 MAX_KEPT_DECISIONS = 32
 MAX_KEPT_LOSSES = 32
@@ -60,6 +60,24 @@ class Books:
         self.num_cached_tokens = (
             num_cached_tokens if known is None else min(known, num_cached_tokens)
         )
+
+    def note_figures(
+        self, choice: Choice, leg: Leg, report: SequenceReport, figures: SequenceFigures
+    ) -> None:
+        """A worker's figures, and what they betray.
+
+        A decode worker that sampled the first token itself, before the prefill worker said it,
+        found the pull broken: that is a loss, seen earlier than the dead stream shows it.
+        """
+        if choice.index == 0:
+            self.count_cached(figures.num_cached_tokens)
+            if leg.verb is Verb.PREFILL and report.first_index < len(choice.tokens):
+                self.ledger.explain_prefill(figures)
+        prefill = choice.live(Verb.PREFILL)
+        sampled_first = report.tokens and report.first_index == leg.first_index
+        if leg.verb is Verb.DECODE and sampled_first and prefill and not prefill.overtaken:
+            prefill.overtaken = True
+            self.num_recoveries += 1
 
     def record(
         self,

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from heapq import heappop, heappush
 
 from banyan_core.choice import Choice, Phase
-from banyan_core.journey import Journey, JourneyLimits
+from banyan_core.journey import Journey
+from banyan_core.journey_limits import JourneyLimits
 from banyan_core.journey_messages import (
     Accepted,
     AckEnd,

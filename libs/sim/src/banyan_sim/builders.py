@@ -12,7 +12,7 @@ from banyan_autoscaler.actuators import DryRunActuator
 from banyan_autoscaler.service import AutoscalerService
 from banyan_core.echo import EchoLatency, EchoRunner
 from banyan_core.hashing import derive
-from banyan_core.journey import JourneyLimits
+from banyan_core.journey_limits import JourneyLimits
 from banyan_core.policies.routing import PrefixCost
 from banyan_core.policies.routing_view import RoutingPolicy
 from banyan_core.runner import Runner

@@ -15,11 +15,8 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from banyan.v1 import router_pb2
-from banyan_core.hashing import block_hashes, cache_salt
-from banyan_core.journey import JourneyLimits
+from banyan_core.journey_limits import JourneyLimits
 from banyan_core.journey_messages import (
-    Accepted,
     AckEnd,
     CancelSequence,
     ClientGone,
@@ -37,31 +34,29 @@ from banyan_core.journey_messages import (
     Stopped,
 )
 from banyan_core.journeys import Journeys
-from banyan_core.types import NS_PER_S, ModelCard, Outcome, ShedReason
+from banyan_core.types import NS_PER_S, ModelCard, Outcome
+from banyan_gateway.acceptance import Acceptance
 from banyan_gateway.answer import Answer
 from banyan_gateway.ports import Delta, GenerationRequest, RequestFailed, Unread, Usage
+from banyan_gateway.readiness import Readiness
 from banyan_gateway.request_events import ALIVE_EVERY_S, RequestEvents
+from banyan_gateway.request_failure import failure_of
 from banyan_gateway.request_log import RequestLog, queue_view, record_view, unread_record
 from banyan_gateway.request_metrics import QueueFigures, RequestMetrics
 from banyan_gateway.request_traces import RequestTraces
 from banyan_gateway.router_client import RouterClient
 from banyan_gateway.worker_calls import WorkerCalls
-from banyan_runtime import wire
 from banyan_runtime.bus import Bus, EventProducer
 from banyan_runtime.clock import Clock
 from banyan_runtime.directory import Directory
 from banyan_runtime.lifespan import Tasks
 from banyan_runtime.offload import Offload
 from banyan_runtime.pump import Pump, Recorder
-from banyan_runtime.rpc import Network, RpcError
+from banyan_runtime.rpc import Network
 from banyan_runtime.trace_context import TraceContext, in_trace
 from banyan_runtime.tracing import NO_TRACING, Tracing
 from banyan_text.choice_text import ChoiceText
 from banyan_text.tokenizer import Tokenizer
-
-READY_TIMEOUT_S = 1.0
-HASH_INLINE_TOKENS = 2048
-"""Longer prompts are hashed off the event loop: 1 us a block would hold up others' tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,13 +90,12 @@ class Gateway:
         self.epoch = epoch
         self._card = card
         self._tokenizer = tokenizer
-        self._network = network
-        self._directory = directory
         self._clock = clock
-        self._offload = offload
         self._logger = logger
         self._options = options
         self._tasks = Tasks()
+        self._acceptance = Acceptance(options.mesh_secret, card, offload)
+        self._readiness = Readiness(network, directory, card)
         self._routers = RouterClient(network, directory)
         self._log = RequestLog()
         self._traces = RequestTraces(tracing)
@@ -167,7 +161,7 @@ class Gateway:
         refusal = self.refusal()
         if refusal is not None:
             raise refusal
-        accepted = await self._accepted(request)
+        accepted = await self._acceptance.accept(request)
         answer = self._open(request)
         self._traces.begin(request)
         self._events.accepted(accepted, self._traces.context(request.request_id))
@@ -206,7 +200,7 @@ class Gateway:
         record = unread_record(unread, self._card.name, now, *verdict)
         retry_after_ns = self._journeys.retry_after_ns(unread.request_id)
         self._write_down(record, None)
-        return _failure(EndRequest(record, True, retry_after_ns))
+        return failure_of(EndRequest(record, True, retry_after_ns))
 
     def _open(self, request: GenerationRequest) -> Answer:
         texts = [
@@ -224,37 +218,6 @@ class Gateway:
         self._idle.clear()
         return answer
 
-    async def _accepted(self, request: GenerationRequest) -> Accepted:
-        salt = cache_salt(
-            self._options.mesh_secret,
-            request.share_group,
-            request.cache_salt,
-            self._card.digest,
-            None if request.adapter is None else request.adapter.digest,
-        )
-        tokens, size = request.prompt_token_ids, self._card.block_size
-        if len(tokens) > HASH_INLINE_TOKENS:
-            hashes = await self._offload.run(block_hashes, tokens, size, salt)
-        else:
-            hashes = block_hashes(tokens, size, salt)
-        deadline = request.deadline_ns
-        return Accepted(
-            request_id=request.request_id,
-            tenant=request.tenant,
-            model=request.model,
-            card_digest=self._card.digest,
-            prompt_token_ids=tokens,
-            block_hashes=hashes,
-            salt=salt,
-            sampling=request.sampling,
-            num_choices=request.n,
-            priority=request.priority,
-            received_ns=request.received_ns,
-            deadline_ns=None if deadline is None else request.received_ns + deadline,
-            stream=request.stream,
-            adapter=request.adapter,
-        )
-
     def request_view(self, request_id: str) -> dict[str, Any] | None:
         """What is known of a request, running or ended, JSON-ready."""
         ended = self._log.view(request_id)
@@ -268,29 +231,9 @@ class Gateway:
         return view | queue_view(self._journeys.place_in_line(request_id))
 
     async def ready(self) -> tuple[bool, str]:
-        """Ready when a router answers and knows a live worker that serves this very model."""
         if self._stopping:
             return False, "the gateway is stopping"
-        problem = "no router is known"
-        for address in await self._directory.addresses("router"):
-            try:
-                view = await self._network.channel(address).unary(
-                    wire.VIEW, router_pb2.ViewRequest(), READY_TIMEOUT_S
-                )
-            except RpcError as error:
-                problem = f"router {address}: {error.message}"
-                continue
-            return self._judge(view)
-        return False, problem
-
-    def _judge(self, view: router_pb2.ViewResponse) -> tuple[bool, str]:
-        live = [worker for worker in view.workers if worker.live]
-        if not live:
-            return False, "no worker is live"
-        if all(worker.card_digest != self._card.digest for worker in live):
-            models = ", ".join(sorted({worker.model for worker in live}))
-            return False, f"workers serve other model cards ({models}) than {self._card.name}"
-        return True, "ready"
+        return await self._readiness.look()
 
     # ------------------------------------------------------------ commands
 
@@ -329,7 +272,7 @@ class Gateway:
                 Usage(record.num_prompt_tokens, record.num_output_tokens, record.num_cached_tokens)
             )
         else:
-            answer.end(_failure(command))
+            answer.end(failure_of(command))
 
     def _write_down(self, record: RequestRecord, trace: TraceContext | None) -> None:
         """A request's end, for all who ask of it later."""
@@ -349,17 +292,3 @@ class Gateway:
         while True:
             self._events.alive(len(self._answers))
             await asyncio.sleep(ALIVE_EVERY_S)
-
-
-def _failure(command: EndRequest) -> RequestFailed:
-    """429: its class has its share already. 400: it can never be served. 503: nothing could be
-    done for it now."""
-    record = command.record
-    retry_after_s = command.retry_after_ns / NS_PER_S if command.retryable else None
-    status = 503 if command.retryable else 500
-    if record.shed is ShedReason.QUEUE_FULL:
-        status = 429
-    elif record.shed is ShedReason.TOO_LARGE:
-        status, retry_after_s = 400, None
-    code = record.outcome.value if record.shed is None else record.shed.value
-    return RequestFailed(code, record.reason, retry_after_s, status)

@@ -11,7 +11,7 @@ from enum import StrEnum
 from importlib.metadata import version
 from pathlib import Path
 
-from banyan_core.journey import JourneyLimits
+from banyan_core.journey_limits import JourneyLimits
 from banyan_core.model_spec import KvDtype, Quantize
 from banyan_core.queue import QueueLimits
 from banyan_core.types import NS_PER_S, ModelCard
