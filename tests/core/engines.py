@@ -4,8 +4,18 @@ from __future__ import annotations
 
 from banyan_core.echo import ECHO_LAYOUT, EchoLatency, EchoRunner
 from banyan_core.engine_loop import EngineLoop
-from banyan_core.engine_messages import EngineCommand, EngineFact, Report, RunStep, StepDone
-from banyan_core.hashing import derive
+from banyan_core.engine_messages import (
+    EngineCommand,
+    EngineFact,
+    ImportDone,
+    ImportReady,
+    ImportWanted,
+    Report,
+    RunStep,
+    StepDone,
+    Submit,
+)
+from banyan_core.hashing import block_hashes, derive
 from banyan_core.runner import StepPlan
 from banyan_core.scheduler import EngineLimits
 from banyan_core.types import (
@@ -20,6 +30,7 @@ from banyan_core.types import (
 BLOCK_SIZE = 4
 END_TOKEN = 999
 CONTEXT = 200
+PROMPT = tuple(range(100, 121))
 
 
 def card(context_tokens: int = CONTEXT) -> ModelCard:
@@ -68,6 +79,10 @@ def echoed(of: SequenceSpec) -> list[int]:
         place = index if sampling.temperature == 0 else derive(sampling.seed, index)
         output.append(prompt[place % len(prompt)])
     return output[len(of.output_token_ids) :]
+
+
+def hashes_of(prompt: tuple[int, ...]) -> tuple[bytes, ...]:
+    return block_hashes(prompt, BLOCK_SIZE, b"salt")
 
 
 class Bench:
@@ -136,3 +151,31 @@ class Bench:
         figures = self.finished[sequence_id].figures
         assert figures is not None
         return figures
+
+
+def imported(
+    source: Bench, target: Bench, prompt: tuple[int, ...], num: int, import_id: str = "import"
+) -> str:
+    """Move the first `num` absent blocks of a prompt; what was reserved beyond is given back.
+
+    Returns the import's id, empty when it was refused.
+    """
+    commands = target.feed(ImportWanted(import_id, hashes_of(prompt)))
+    ready = next((one for one in commands if isinstance(one, ImportReady)), None)
+    if ready is None:
+        return ""
+    for block_hash, block_id in zip(ready.hashes[:num], ready.block_ids[:num], strict=True):
+        origin = source.loop.block_of(block_hash)
+        assert origin is not None
+        for layer in range(2):
+            target.runner.import_page(block_id, layer, source.runner.export_page(origin, layer))
+    target.feed(ImportDone(import_id, ready.hashes[:num]))
+    return import_id
+
+
+def engine_with(prompt: tuple[int, ...]) -> Bench:
+    """An engine that holds the KV of this prompt."""
+    bench = Bench()
+    bench.feed(Submit(spec("p", prompt), hold=True))
+    bench.run()
+    return bench

@@ -12,12 +12,12 @@ blocks and take a copy of the block in which the prompt ends.
 
 from __future__ import annotations
 
-from bisect import insort
 from dataclasses import dataclass, field
 
 from banyan_core.batch import Batch, Planned
 from banyan_core.block_manager import BlockManager, FilledBlock
 from banyan_core.drafts import Drafts, PromptLookup
+from banyan_core.engine_queues import EngineQueues
 from banyan_core.policies.batching import BatchingPolicy, Chunked, Phase
 from banyan_core.policies.engine_admission import (
     AdmissionView,
@@ -68,61 +68,41 @@ class SchedulerTotals:
 
 
 class Scheduler:
-    """Owns the queues. Sequences leave by `remove` only."""
+    """Plans over queues that are its own. Sequences leave by `remove` only."""
 
     def __init__(self, blocks: BlockManager, limits: EngineLimits) -> None:
         self._blocks = blocks
         self._limits = limits
-        self.waiting: list[Sequence] = []
-        self.running: list[Sequence] = []  # in order, as `waiting` is
-        self._of_request: dict[str, list[Sequence]] = {}  # those that run
-        self._closed: list[str] = []
+        self._queues = EngineQueues(blocks, limits.batching.aging_ns)
         self._lengths = OutputLengths()
         self.drafts = Drafts(PromptLookup(), limits.max_draft_tokens)
         self.totals = SchedulerTotals()
 
+    @property
+    def waiting(self) -> list[Sequence]:
+        return self._queues.waiting
+
+    @property
+    def running(self) -> list[Sequence]:
+        """In order, as `waiting` is."""
+        return self._queues.running
+
     def add(self, sequence: Sequence) -> None:
-        due_ns = sequence.submitted_ns + sequence.spec.priority * self._limits.batching.aging_ns
-        sequence.order = (due_ns, sequence.arrival)
-        insort(self.waiting, sequence, key=_order)
+        self._queues.add(sequence)
 
     def remove(self, sequence: Sequence, *, is_whole: bool = False) -> list[int]:
         """Take a sequence out. The references of the blocks returned pass to the caller.
 
         The length of one that `is_whole` is remembered for the admission of others.
         """
-        if sequence.is_running:
-            self._stop(sequence)
-        else:
-            self.waiting.remove(sequence)
         self.drafts.forget(sequence.sequence_id)
-        self._drop_import(sequence)
         if is_whole:
             self._lengths.add(sequence.num_output_tokens)
-        table, sequence.block_table = sequence.block_table, []
-        return table
+        return self._queues.remove(sequence)
 
     def take_back(self, plan: StepPlan) -> None:
         """A step failed, perhaps before the runner read whom to forget: it is told again."""
-        self._closed += plan.closed
-
-    def _run(self, sequence: Sequence, table: list[int]) -> None:
-        self.waiting.remove(sequence)
-        insort(self.running, sequence, key=_order)
-        sequence.is_running = True
-        sequence.block_table = table
-        self._of_request.setdefault(sequence.request_id, []).append(sequence)
-
-    def _stop(self, sequence: Sequence) -> None:
-        self.running.remove(sequence)
-        sequence.is_running = False
-        siblings = self._of_request[sequence.request_id]
-        siblings.remove(sequence)
-        if not siblings:
-            del self._of_request[sequence.request_id]
-        if sequence.num_told_blocks is not None:
-            self._closed.append(sequence.sequence_id)
-            sequence.num_told_blocks = None
+        self._queues.closed += plan.closed
 
     # ------------------------------------------------------------ plan
 
@@ -146,7 +126,7 @@ class Scheduler:
                 self._admit_into(batch, too_long)
         if not batch.items:
             return Planned(None, tuple(too_long))
-        closed, self._closed = tuple(self._closed), []
+        closed = self._queues.take_closed()
         plan = StepPlan(number, tuple(batch.items), tuple(batch.copies), closed)
         return Planned(plan, tuple(too_long))
 
@@ -170,10 +150,10 @@ class Scheduler:
             if len(self.running) >= self._limits.max_running:
                 return
             sequence = self.waiting[place]
-            sibling = self._sibling(sequence)
+            sibling = self._queues.sibling(sequence)
             if sequence.num_blocks_needed > self._blocks.num_blocks:
                 too_long.append(self.waiting.pop(place))
-                self._drop_import(sequence)
+                self._queues.drop_import(sequence)
             elif sibling is not None and sibling.num_computed < len(sequence.tokens) - 1:
                 place += 1  # its prompt is being computed
             elif self._admit(sequence, sibling, batch):
@@ -189,11 +169,11 @@ class Scheduler:
                 block_ids = self._blocks.allocate(1)
                 if block_ids is not None:
                     sequence.block_table += block_ids
-                elif not self._drop_last_import():
+                elif not self._queues.drop_last_import():
                     self._preempt(self.running[-1])
 
     def _preempt(self, victim: Sequence) -> None:
-        self._stop(victim)
+        self._queues.stop(victim)
         self._blocks.give_back(victim.block_table)
         victim.block_table = []
         victim.num_computed = 0
@@ -201,23 +181,12 @@ class Scheduler:
         self.totals.num_preemptions += 1
         self.add(victim)
 
-    def _sibling(self, sequence: Sequence) -> Sequence | None:
-        """One that runs whose first tokens are all the tokens of this one."""
-        if sequence.num_output_tokens or sequence.wants_prompt_logprobs:
-            return None
-        spec = sequence.spec
-        for other in self._of_request.get(sequence.request_id, ()):
-            same = other.spec.prompt_token_ids == spec.prompt_token_ids
-            if same and other.spec.salt == spec.salt and other.spec.adapter == spec.adapter:
-                return other
-        return None
-
     def _admit(self, sequence: Sequence, sibling: Sequence | None, batch: Batch) -> bool:
         """Move a waiting sequence into the batch, if its blocks can be had."""
         table = self._table_for(sequence)
         if table is None and not self.running:
             # Blocks imported for others that wait must not keep the engine idle.
-            while table is None and self._drop_last_import(keep=sequence):
+            while table is None and self._queues.drop_last_import(keep=sequence):
                 table = self._table_for(sequence)
         if table is None:
             return False
@@ -228,8 +197,7 @@ class Scheduler:
         ):
             batch.copies.append((sibling.block_table[num_cached], table[num_cached]))
             sequence.num_computed = num_before_last
-        self._run(sequence, table)
-        self._drop_import(sequence)
+        self._queues.run(sequence, table)
         self.totals.num_queried_tokens += len(sequence.tokens)
         self.totals.num_hit_tokens += sequence.num_computed
         return True
@@ -258,19 +226,6 @@ class Scheduler:
             self._lengths.sorted,
         )
 
-    def _drop_last_import(self, keep: Sequence | None = None) -> bool:
-        """Let the last who waits lose the hold on its imported blocks; False when none has one."""
-        for sequence in reversed(self.waiting):
-            if sequence.import_id and sequence is not keep:
-                self._drop_import(sequence)
-                return True
-        return False
-
-    def _drop_import(self, sequence: Sequence) -> None:
-        if sequence.import_id:
-            self._blocks.release(sequence.import_id)
-            sequence.import_id = ""
-
     # ------------------------------------------------------------ commit
 
     def observe(self, plan: StepPlan, elapsed_ns: int) -> None:
@@ -290,10 +245,6 @@ class Scheduler:
             if self._blocks.fill(block.block_id, block.block_hash):
                 filled.append(block)
         return filled
-
-
-def _order(sequence: Sequence) -> tuple[int, int]:
-    return sequence.order
 
 
 def _growing(sequence: Sequence) -> Growing:
