@@ -11,6 +11,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from banyan_cli.plan_messages import (
+    AllReady,
+    BecameReady,
+    Command,
+    Exited,
+    Fact,
+    Finish,
+    Kill,
+    Say,
+    Start,
+    StopAsked,
+    Terminate,
+    Wished,
+)
 from banyan_core.machine import Stepped
 from banyan_core.types import NS_PER_S
 
@@ -39,79 +53,6 @@ class Phase(StrEnum):
     STOPPING = "stopping"
     ENDED = "ended"
     GIVEN_UP = "given up"
-
-
-# ---------------------------------------------------------------- facts
-
-
-@dataclass(frozen=True, slots=True)
-class BecameReady:
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Exited:
-    """`code` is negative for a signal; `last_words` is the last line that it wrote, or empty."""
-
-    name: str
-    code: int
-    last_words: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Wished:
-    """The number of workers that there should be, by role."""
-
-    replicas: Mapping[str, int]
-
-
-@dataclass(frozen=True, slots=True)
-class StopAsked:
-    """A second one is impatient: kill what still runs."""
-
-
-Fact = BecameReady | Exited | Wished | StopAsked
-
-# ---------------------------------------------------------------- commands
-
-
-@dataclass(frozen=True, slots=True)
-class Start:
-    name: str
-    service: str
-
-
-@dataclass(frozen=True, slots=True)
-class Terminate:
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Kill:
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class Say:
-    """News for people; `trouble` when something went wrong."""
-
-    text: str
-    trouble: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class AllReady:
-    """The mesh is up, for the first time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Finish:
-    """Nothing runs any more."""
-
-    code: int
-
-
-Command = Start | Terminate | Kill | Say | AllReady | Finish
 
 
 @dataclass(slots=True)

@@ -17,6 +17,7 @@ from typing import Protocol
 import httpx2
 
 from banyan_cli import plan as p
+from banyan_cli import plan_messages as m
 from banyan_cli.children import Child, spawn
 from banyan_cli.errors import CommandError
 from banyan_cli.health import grpc_is_serving, http_is_ok, router_sees, valkey_answers
@@ -51,7 +52,7 @@ class Supervisor:
         self._folder = folder
         self._audience = audience
         self._launcher = Launcher(options, folder)
-        self._pump: Pump[p.Fact, p.Command] = Pump(self._plan, clock, self._apply)
+        self._pump: Pump[m.Fact, m.Command] = Pump(self._plan, clock, self._apply)
         self._children: dict[str, Child] = {}
         self._tasks = Tasks()
         self._finished: asyncio.Future[int] = asyncio.get_running_loop().create_future()
@@ -69,7 +70,7 @@ class Supervisor:
         self._folder.write_mesh(self._directory())
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._pump.feed, p.StopAsked())
+            loop.add_signal_handler(number, self._pump.feed, m.StopAsked())
         pumping = self._tasks.spawn("pump", self._pump.run())
         pumping.add_done_callback(self._on_broken)
         wishing = self._tasks.spawn("wishes", self._watch_wishes())
@@ -91,19 +92,19 @@ class Supervisor:
 
     # ------------------------------------------------------------ commands
 
-    def _apply(self, command: p.Command) -> None:
+    def _apply(self, command: m.Command) -> None:
         match command:
-            case p.Start(name, service):
+            case m.Start(name, service):
                 self._tasks.spawn_brief(name, self._live(name, service))
-            case p.Terminate(name):
+            case m.Terminate(name):
                 self._send(name, signal.SIGTERM)
-            case p.Kill(name):
+            case m.Kill(name):
                 self._send(name, signal.SIGKILL)
-            case p.Say(text, trouble):
+            case m.Say(text, trouble):
                 self._audience.say(text, trouble=trouble)
-            case p.AllReady():
+            case m.AllReady():
                 self._tasks.spawn_brief("gateway's readiness", self._await_gateway())
-            case p.Finish(code):
+            case m.Finish(code):
                 self._finished.set_result(code)
         self._write()
 
@@ -121,7 +122,7 @@ class Supervisor:
             command = self._launcher.command(name, service)
             child = await spawn(command, env, self._folder.log_file(name))
         except (CommandError, OSError) as error:
-            self._pump.feed(p.Exited(name, p.EXIT_NOT_STARTED, str(error)))
+            self._pump.feed(m.Exited(name, p.EXIT_NOT_STARTED, str(error)))
             return
         self._children[name] = child
         if name in self._early:
@@ -131,11 +132,11 @@ class Supervisor:
         code = await child.wait()
         asking.cancel()
         del self._children[name]
-        self._pump.feed(p.Exited(name, code, child.last_words() if code > 0 else ""))
+        self._pump.feed(m.Exited(name, code, child.last_words() if code > 0 else ""))
 
     async def _await_ready(self, name: str, service: str) -> None:
         await _until(lambda: self._is_ready(name, service))
-        self._pump.feed(p.BecameReady(name))
+        self._pump.feed(m.BecameReady(name))
 
     async def _is_ready(self, name: str, service: str) -> bool:
         address = self._launcher.addresses(name).main
@@ -162,7 +163,7 @@ class Supervisor:
         while True:
             wish = self._folder.new_wish()
             if wish is not None:
-                self._pump.feed(p.Wished(wish))
+                self._pump.feed(m.Wished(wish))
             await asyncio.sleep(WISH_PERIOD_S)
 
     # ------------------------------------------------------------ state files
