@@ -19,7 +19,9 @@ from banyan_core.types import NS_PER_S
 from banyan_runtime.rpc import Code, RpcError
 
 if TYPE_CHECKING:
-    from banyan_runtime.memory_network import Call, MemoryNetwork, MemoryServer
+    from banyan_runtime.memory_call import Call
+    from banyan_runtime.memory_network import MemoryNetwork
+    from banyan_runtime.memory_server import MemoryServer
 
 DEFAULT_DELAY_NS = 100_000
 KEEPALIVE_S = 20.0
