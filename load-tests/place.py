@@ -23,8 +23,9 @@ from prometheus_client import CollectorRegistry
 from banyan.v1 import router_pb2, worker_pb2
 from banyan_core.hashing import block_hashes
 from banyan_core.index_facts import Position
+from banyan_core.placement import PlaceQuery
 from banyan_core.policies.routing import PrefixCost
-from banyan_core.types import PlaceQuery, Role, WorkerLoad, WorkerRef
+from banyan_core.types import Role, WorkerLoad, WorkerRef
 from banyan_router.metrics import RouterMetrics
 from banyan_router.prefixes import Prefixes
 from banyan_router.service import RouterService

@@ -17,7 +17,8 @@ from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, Spa
 
 from banyan_core.journey_messages import Place, RequestRecord
 from banyan_core.ledger import Stage, Visit
-from banyan_core.types import Outcome, PlaceQuery, SamplingParams
+from banyan_core.placement import PlaceQuery
+from banyan_core.types import Outcome, SamplingParams
 from banyan_gateway.ports import GenerationRequest
 from banyan_gateway.request_traces import RequestTraces
 from banyan_runtime.clock import SystemClock

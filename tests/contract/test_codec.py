@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from banyan.v1 import common_pb2, router_pb2, worker_pb2
-from banyan_core import types
+from banyan_core import placement, types
 from banyan_runtime import codec
 
 U32 = st.integers(0, 2**32 - 1)
@@ -88,13 +88,13 @@ REPORT = st.builds(
     st.none() | FIGURES,
     some(OUTPUT),
 )
-SCORE = st.builds(types.Score, NAME, DOUBLE, DOUBLE)
-CANDIDATE = st.builds(types.Candidate, NAME, ROLE, NAME, some(SCORE), DOUBLE)
-DECISION = st.builds(types.Decision, NAME, U64, some(CANDIDATE), NAME, U64)
-PLACEMENT = st.builds(types.Placement, REF, st.none() | REF, U32)
+SCORE = st.builds(placement.Score, NAME, DOUBLE, DOUBLE)
+CANDIDATE = st.builds(placement.Candidate, NAME, ROLE, NAME, some(SCORE), DOUBLE)
+DECISION = st.builds(placement.Decision, NAME, U64, some(CANDIDATE), NAME, U64)
+PLACEMENT = st.builds(placement.Placement, REF, st.none() | REF, U32)
 REFUSAL = st.builds(types.Refusal, NAME, U64)
 QUERY = st.builds(
-    types.PlaceQuery, NAME, U32, U32, BYTES, HASHES, U32, U32, U32, I32, some(NAME), NAME
+    placement.PlaceQuery, NAME, U32, U32, BYTES, HASHES, U32, U32, U32, I32, some(NAME), NAME
 )
 
 PAIRS: list[tuple[st.SearchStrategy[Any], Callable[[Any], Message], Callable[[Any], Any]]] = [

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from banyan_core.cluster import ClusterSnapshot, WorkerSeen, WorkerView
+from banyan_core.placement import PlaceQuery
 from banyan_core.policies.routing_view import Holdings, RoutingView
-from banyan_core.types import BlockHash, PlaceQuery, Role, WorkerLoad, WorkerRef
+from banyan_core.types import BlockHash, Role, WorkerLoad, WorkerRef
 
 CARD = b"card" * 4
 BLOCK_SIZE = 16

@@ -18,11 +18,10 @@ from banyan_core.journey_messages import (
     StartPrefill,
 )
 from banyan_core.journeys import Journeys
+from banyan_core.placement import Decision, Placement
 from banyan_core.types import (
-    Decision,
     Finish,
     OutputToken,
-    Placement,
     Role,
     SamplingParams,
     SequenceFigures,

@@ -22,16 +22,14 @@ from banyan_core.journey_messages import (
     WorkerLost,
 )
 from banyan_core.journeys import Journeys
+from banyan_core.placement import Candidate, Decision, Placement
 from banyan_core.queue import QueueLimits
 from banyan_core.retry_budget import RetryLimits
 from banyan_core.types import (
     NS_PER_MS,
     NS_PER_S,
-    Candidate,
-    Decision,
     Finish,
     OutputToken,
-    Placement,
     Refusal,
     Role,
     SamplingParams,

@@ -19,11 +19,10 @@ from banyan_core.journey_messages import (
     StartDecode,
     Stopped,
 )
+from banyan_core.placement import Candidate, Decision
 from banyan_core.types import (
     NS_PER_MS,
     NS_PER_S,
-    Candidate,
-    Decision,
     Finish,
     Outcome,
     Refusal,

@@ -17,14 +17,8 @@ from banyan_core.journey_messages import (
     StartDecode,
     WorkerLost,
 )
-from banyan_core.types import (
-    NS_PER_MS,
-    NS_PER_S,
-    Finish,
-    Outcome,
-    Placement,
-    Refusal,
-)
+from banyan_core.placement import Placement
+from banyan_core.types import NS_PER_MS, NS_PER_S, Finish, Outcome, Refusal
 
 
 def test_a_repeated_token_is_delivered_once_and_a_contradiction_never() -> None:

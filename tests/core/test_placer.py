@@ -5,6 +5,7 @@ from __future__ import annotations
 from tests.core.clusters import query, seen
 
 from banyan_core.cluster import LoadReported
+from banyan_core.placement import Placement
 from banyan_core.placer import PlaceDecided, Placer, PlaceWanted
 from banyan_core.policies.routing import (
     LeastTokens,
@@ -12,7 +13,7 @@ from banyan_core.policies.routing import (
     Random,
 )
 from banyan_core.policies.routing_view import Holdings
-from banyan_core.types import Placement, Role, WorkerLoad
+from banyan_core.types import Role, WorkerLoad
 
 
 def decisions(placer: Placer, *facts: object, now: int = 0) -> list[PlaceDecided]:

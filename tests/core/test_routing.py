@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tests.core.clusters import query, routing_view, worker
 
 from banyan_core.cluster import WorkerView
+from banyan_core.placement import Placement, PlaceQuery
 from banyan_core.policies import ROUTING, BadParameter, PolicyChoice, UnknownPolicy, make
 from banyan_core.policies.draw import Draws
 from banyan_core.policies.routing import (
@@ -20,7 +21,7 @@ from banyan_core.policies.routing import (
     Random,
 )
 from banyan_core.policies.routing_view import Holdings, Routed, RoutingPolicy, RoutingView
-from banyan_core.types import Placement, PlaceQuery, Refusal, Role, WorkerLoad
+from banyan_core.types import Refusal, Role, WorkerLoad
 
 DRAWS = Draws(seed=1, decider="router-0", number=1)
 P0, P1 = worker("p0", Role.PREFILL), worker("p1", Role.PREFILL)

@@ -12,14 +12,12 @@ from prometheus_client import CollectorRegistry
 
 from banyan.v1 import router_pb2, worker_pb2
 from banyan_core.index_facts import Position
+from banyan_core.placement import Decision, Placement, PlaceQuery
 from banyan_core.policies import RoutingPolicy
 from banyan_core.policies.routing import LeastTokens
 from banyan_core.types import (
     BlockHash,
-    Decision,
     ModelCard,
-    Placement,
-    PlaceQuery,
     Refusal,
     Role,
     WorkerLoad,

@@ -8,11 +8,11 @@ from tests.core.clusters import query
 from tests.kvstore.stored import blocks_removed, blocks_snapshot, blocks_stored
 from tests.router.routed import Routed, SlowIndex, two_and_two, virtually
 
+from banyan_core.placement import Decision, Placement
 from banyan_core.policies.draw import Draws
 from banyan_core.policies.routing import PrefixCost
 from banyan_core.policies.routing_view import Routed as RoutedTo
 from banyan_core.policies.routing_view import RoutingView
-from banyan_core.types import Decision, Placement
 from banyan_router.prefixes import ROUND_S
 from banyan_runtime.bus import KV_EVENTS, EventProducer
 

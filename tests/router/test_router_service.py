@@ -10,9 +10,10 @@ from tests.core.clusters import query
 from tests.router.routed import Routed, two_and_two, virtually
 
 from banyan.v1 import router_pb2
+from banyan_core.placement import Placement
 from banyan_core.placer import PlaceDecided, Placer, PlacerCommand, PlacerFact
 from banyan_core.policies.routing import LeastTokens, PrefixCost
-from banyan_core.types import Placement, Refusal, Role, WorkerLoad
+from banyan_core.types import Refusal, Role, WorkerLoad
 from banyan_runtime import wire
 from banyan_runtime.recorder import FileRecorder, read_recording
 from banyan_runtime.rpc import Code, RpcError

@@ -7,7 +7,8 @@ from dataclasses import replace
 from banyan_core.choice import Choice
 from banyan_core.hashing import derive
 from banyan_core.journey_messages import Accepted
-from banyan_core.types import PlaceQuery, SequenceSpec
+from banyan_core.placement import PlaceQuery
+from banyan_core.types import SequenceSpec
 
 
 def place_query(

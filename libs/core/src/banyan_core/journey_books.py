@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from banyan_core.choice import Choice, Leg, Phase, Verb
 from banyan_core.journey_messages import Accepted, LegRecord, LossRecord, RequestRecord
 from banyan_core.ledger import Ledger, Stage
-from banyan_core.types import Decision, Outcome, SequenceFigures, SequenceReport, ShedReason
+from banyan_core.placement import Decision
+from banyan_core.types import Outcome, SequenceFigures, SequenceReport, ShedReason
 
 MAX_KEPT_DECISIONS = 32
 MAX_KEPT_LOSSES = 32

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from banyan_core.choice import Choice, Leg, Verb
 from banyan_core.journey_asks import sequence_spec
 from banyan_core.journey_messages import Accepted, JourneyCommand, StartDecode, StartPrefill
-from banyan_core.types import LeasedKv, Placement, SequenceSpec, WorkerRef
+from banyan_core.placement import Placement
+from banyan_core.types import LeasedKv, SequenceSpec, WorkerRef
 
 
 @dataclass(frozen=True, slots=True)

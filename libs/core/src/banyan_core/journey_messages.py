@@ -5,16 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from banyan_core.ledger import Visit
+from banyan_core.placement import Decision, Placement, PlaceQuery
 from banyan_core.types import (
     Adapter,
     BlockHash,
-    Decision,
     Finish,
     LeasedKv,
     Outcome,
     OutputToken,
-    Placement,
-    PlaceQuery,
     Refusal,
     SamplingParams,
     SequenceReport,

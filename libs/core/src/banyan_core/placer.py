@@ -18,9 +18,10 @@ from banyan_core.cluster import (
     Share,
 )
 from banyan_core.machine import Stepped
+from banyan_core.placement import Decision, Placement, PlaceQuery
 from banyan_core.policies.draw import Draws
 from banyan_core.policies.routing_view import Holdings, Routed, RoutingPolicy, RoutingView
-from banyan_core.types import Decision, Placement, PlaceQuery, Refusal
+from banyan_core.types import Refusal
 
 
 @dataclass(frozen=True, slots=True)

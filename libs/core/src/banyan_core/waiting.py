@@ -13,9 +13,10 @@ from banyan_core.journey_asks import place_query
 from banyan_core.journey_books import Books
 from banyan_core.journey_messages import Accepted, JourneyCommand, NotPlaced, Place
 from banyan_core.ledger import Stage
+from banyan_core.placement import Decision
 from banyan_core.policies.filters import LASTING, TOO_LARGE
 from banyan_core.queue import Queue
-from banyan_core.types import NS_PER_MS, NS_PER_S, Decision, ShedReason
+from banyan_core.types import NS_PER_MS, NS_PER_S, ShedReason
 from banyan_core.waiting_line import Ticket
 
 FIRST_BACKOFF_NS = 20 * NS_PER_MS

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from banyan.v1 import common_pb2, router_pb2
 from banyan_core import hashing
-from banyan_core.types import Candidate, Decision, Placement, PlaceQuery, Refusal, Score
+from banyan_core.placement import Candidate, Decision, Placement, PlaceQuery, Score
+from banyan_core.types import Refusal
 from banyan_runtime.worker_codec import (
     require,
     role_from_pb,

@@ -12,7 +12,8 @@ from typing import Any, cast
 import msgspec
 
 from banyan_core.journey_messages import RequestRecord
-from banyan_core.types import NS_PER_MS, Decision, Outcome, ShedReason
+from banyan_core.placement import Decision
+from banyan_core.types import NS_PER_MS, Outcome, ShedReason
 from banyan_gateway.ports import Unread
 from banyan_runtime.trace_context import TraceContext
 

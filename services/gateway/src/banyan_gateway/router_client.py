@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from banyan_core.journey_messages import NotPlaced, Placed
-from banyan_core.types import NS_PER_MS, PlaceQuery, Refusal
+from banyan_core.placement import PlaceQuery
+from banyan_core.types import NS_PER_MS, Refusal
 from banyan_runtime import codec, wire
 from banyan_runtime.directory import Directory
 from banyan_runtime.rpc import Network, RpcError

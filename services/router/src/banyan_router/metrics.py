@@ -5,8 +5,9 @@ from __future__ import annotations
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from banyan_core.cluster import ClusterSnapshot
+from banyan_core.placement import Placement
 from banyan_core.placer import PlaceDecided
-from banyan_core.types import NS_PER_S, Placement, Role
+from banyan_core.types import NS_PER_S, Role
 
 
 class RouterMetrics:

@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from prometheus_client import CollectorRegistry
 
 from banyan_core.cluster import ClusterSnapshot, LivenessChanged
+from banyan_core.placement import PlaceQuery
 from banyan_core.placer import PlaceDecided, Placer, PlacerCommand, PlacerFact, PlaceWanted
 from banyan_core.policies.routing_view import Holdings, RoutingPolicy
-from banyan_core.types import BlockHash, PlaceQuery
+from banyan_core.types import BlockHash
 from banyan_router.metrics import RouterMetrics
 from banyan_router.prefixes import Prefixes
 from banyan_router.servicer import RouterServicer

@@ -6,9 +6,10 @@ from typing import Protocol
 
 from banyan.v1 import router_pb2
 from banyan_core.cluster import ClusterSnapshot, WorkerView
+from banyan_core.placement import PlaceQuery
 from banyan_core.placer import PlaceDecided
 from banyan_core.policies.routing_view import Holdings
-from banyan_core.types import NS_PER_S, PlaceQuery, Refusal
+from banyan_core.types import NS_PER_S, Refusal
 from banyan_router.prefixes import Prefixes
 from banyan_runtime import codec, wire
 from banyan_runtime.rpc import Code, Handler, RpcError, serve_unary

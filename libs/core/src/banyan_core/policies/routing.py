@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from banyan_core.cluster import WorkerView
+from banyan_core.placement import Candidate, Decision, Placement, Score
 from banyan_core.policies.draw import Draws
 from banyan_core.policies.filters import LASTING, first_reason
 from banyan_core.policies.pickers import Picker, any_one, best
@@ -24,16 +25,7 @@ from banyan_core.policies.scorers import (
     Scorer,
     Sequences,
 )
-from banyan_core.types import (
-    NS_PER_MS,
-    Candidate,
-    Decision,
-    Placement,
-    Refusal,
-    Role,
-    Score,
-    WorkerRef,
-)
+from banyan_core.types import NS_PER_MS, Refusal, Role, WorkerRef
 
 RETRY_SOON_NS = 200 * NS_PER_MS
 RETRY_LATE_NS = 1000 * NS_PER_MS

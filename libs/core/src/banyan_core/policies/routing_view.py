@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from banyan_core.cluster import ClusterSnapshot, WorkerView
+from banyan_core.placement import Decision, Placement, PlaceQuery
 from banyan_core.policies.draw import Draws
-from banyan_core.types import Decision, Placement, PlaceQuery, Refusal
+from banyan_core.types import Refusal
 
 STORE_PREFIX = "kvstore-"
 """Ids of holders that keep blocks but run nothing start with this."""
