@@ -31,6 +31,7 @@ class Question:
     traceparent: str | None = None
     priority: int = 0
     age_ns: int = 0
+    num_prompt_logprobs: int | None = None
 
     def right_answer(self, choice: int = 0) -> list[int]:
         """What the echo runner says for this choice when nothing ever goes wrong."""
@@ -52,6 +53,7 @@ class Answer:
     tokens: dict[int, list[int]] = field(default_factory=dict)
     texts: dict[int, str] = field(default_factory=dict)
     finishes: dict[int, str] = field(default_factory=dict)
+    prompts: dict[int, list[int]] = field(default_factory=dict)
     usage: Usage | None = None
     failure: RequestFailed | None = None
 
@@ -60,6 +62,10 @@ class Answer:
         return sum(map(len, self.tokens.values()))
 
     def take(self, delta: Delta) -> None:
+        if delta.prompt_logprobs:
+            assert delta.choice not in self.prompts, "a prompt came twice"
+            assert not self.tokens.get(delta.choice), "a prompt came after its output"
+            self.prompts[delta.choice] = [token.token_id for token in delta.prompt_logprobs]
         ids = [token.token_id for token in delta.tokens]
         self.tokens.setdefault(delta.choice, []).extend(ids)
         self.texts[delta.choice] = self.texts.get(delta.choice, "") + delta.text
@@ -76,7 +82,10 @@ def request_of(mesh: SimMesh, question: Question) -> GenerationRequest:
         model="echo",
         prompt_token_ids=question.prompt,
         sampling=SamplingParams(
-            temperature=question.temperature, seed=question.seed, max_tokens=question.max_tokens
+            temperature=question.temperature,
+            seed=question.seed,
+            max_tokens=question.max_tokens,
+            num_prompt_logprobs=question.num_prompt_logprobs,
         ),
         n=question.n,
         stop=question.stop,
@@ -130,6 +139,8 @@ def assert_right(question: Question, answer: Answer) -> None:
     for choice in range(question.n):
         assert answer.tokens[choice] == question.right_answer(choice), f"choice {choice}"
         assert answer.finishes[choice] == "length"
+        if question.num_prompt_logprobs is not None:
+            assert answer.prompts[choice] == list(question.prompt[1:]), f"choice {choice}"
     assert answer.usage is not None
     assert answer.usage.num_output_tokens == question.n * question.max_tokens
 

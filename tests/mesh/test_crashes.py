@@ -22,6 +22,7 @@ QUESTIONS = {
     "greedy": Question("greedy", prompt_of(70), NUM_TOKENS),
     "seeded": Question("seeded", prompt_of(70), NUM_TOKENS, temperature=1.0, seed=11),
     "two": Question("two", prompt_of(70), NUM_TOKENS, temperature=1.0, seed=12, n=2),
+    "scored": Question("scored", prompt_of(70), NUM_TOKENS, n=2, num_prompt_logprobs=1),
 }
 SMALL = Topology()
 LARGE = Topology(num_prefill=2, num_decode=2)

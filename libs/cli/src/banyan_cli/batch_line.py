@@ -135,10 +135,12 @@ class Batch:
         return body
 
     def _formatter(self, opened: OpenLine, head: AnswerHead) -> Formatter:
-        logprobs = opened.requests[0].sampling.logprobs
+        prepared, sampling = opened.prepared, opened.requests[0].sampling
         if opened.is_chat:
-            return ChatFormatter(head, self._tokenizer, logprobs, False, opened.parts)
-        return CompletionFormatter(head, self._tokenizer, logprobs, False)
+            return ChatFormatter(head, self._tokenizer, sampling.logprobs, False, prepared.parts)
+        logprobs = sampling.num_top_logprobs if sampling.logprobs else None
+        view = prepared.prompt_view
+        return CompletionFormatter(head, self._tokenizer, logprobs, False, view)
 
 
 class OpenLine:
@@ -147,7 +149,7 @@ class OpenLine:
     def __init__(self, key: str, prepared: Prepared, is_chat: bool, batch: Batch) -> None:
         self.key = key
         self.requests = prepared.requests
-        self.parts = prepared.parts
+        self.prepared = prepared
         self.is_chat = is_chat
         self._batch = batch
         self._answers: dict[str, OfflineAnswer] = {}

@@ -134,18 +134,32 @@ class EchoRunner:
         """A token, and another for each draft that proves right."""
         state = self._states[item.sequence_id]
         drafts = item.token_ids[len(item.token_ids) - item.num_draft_tokens :]
+        likely = self._prompt_logprobs(state)
         tokens = [self._next_token(state)]
         for draft in drafts:
             if tokens[-1].token_id != draft:
                 break
             tokens.append(self._next_token(state))
-        return Sampled(item.sequence_id, tuple(tokens))
+        return Sampled(item.sequence_id, tuple(tokens), prompt_logprobs=likely)
+
+    def _prompt_logprobs(self, state: _State) -> tuple[OutputToken, ...]:
+        """Of the prompt's tokens after the first, as its KV has them, if they are due."""
+        sampling, prompt = state.opening.sampling, state.opening.prompt_token_ids
+        if sampling.num_prompt_logprobs is None or state.num_output:
+            return ()
+        read = (self._read(state, position) for position in range(1, len(prompt)))
+        return tuple(_certain(each, sampling.num_prompt_logprobs) for each in read)
 
     def _next_token(self, state: _State) -> OutputToken:
         sampling, index = state.opening.sampling, state.num_output
         state.num_output += 1
         place = index if sampling.temperature == 0 else derive(sampling.seed, index)
         token_id = self._read(state, place % len(state.opening.prompt_token_ids))
-        logprob = 0.0 if sampling.logprobs else None
-        top = ((token_id, 0.0),) if sampling.logprobs and sampling.num_top_logprobs else ()
-        return OutputToken(token_id, logprob, top)
+        if not sampling.logprobs:
+            return OutputToken(token_id)
+        return _certain(token_id, sampling.num_top_logprobs)
+
+
+def _certain(token_id: int, num_top: int) -> OutputToken:
+    """A token that nothing else could have been."""
+    return OutputToken(token_id, 0.0, ((token_id, 0.0),) if num_top else ())

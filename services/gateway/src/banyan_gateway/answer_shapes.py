@@ -139,12 +139,15 @@ class ChatChunk(AnswerFields):
     object: Literal["chat.completion.chunk"]
     choices: list[ChatChunkChoice]
     usage: UsageCounts | msgspec.UnsetType | None = msgspec.UNSET
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class PlainLogprobs(Shape):
+    """null is the first token of an echoed prompt: nothing says how likely it is."""
+
     tokens: list[str]
-    token_logprobs: list[float]
-    top_logprobs: list[dict[str, float]]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
     text_offset: list[Count]
 
 
@@ -167,6 +170,7 @@ class CompletionChunkChoice(Shape):
     text: str
     logprobs: PlainLogprobs | None
     finish_reason: FinishReason | None
+    prompt_logprobs: PromptLogprobs | msgspec.UnsetType = msgspec.UNSET
 
 
 class CompletionChunk(AnswerFields):

@@ -231,8 +231,10 @@ class Api:
         return ChatFormatter(head, self._tokenizer, logprobs, usage, prepared.parts)
 
     def _plain_formatter(self, head: AnswerHead, prepared: Prepared) -> Formatter:
-        logprobs = prepared.requests[0].sampling.logprobs
-        return CompletionFormatter(head, self._tokenizer, logprobs, prepared.include_usage)
+        sampling = prepared.requests[0].sampling
+        logprobs = sampling.num_top_logprobs if sampling.logprobs else None
+        usage, view = prepared.include_usage, prepared.prompt_view
+        return CompletionFormatter(head, self._tokenizer, logprobs, usage, view)
 
     async def _prepared(self, request: Request, prepare: Callable[[bytes], T]) -> T:
         async with self._bodies.read(request) as body:

@@ -12,6 +12,7 @@ from banyan_gateway.logprobs import chat_entries, prompt_entries
 from banyan_gateway.openai_format import AnswerHead, CollectedChoice, TextChunks, encode, tail
 from banyan_gateway.openai_format import usage_json as _usage_json
 from banyan_gateway.ports import Delta, Usage
+from banyan_gateway.schema import PROMPT_LOGPROBS_MAX
 from banyan_text.tokenizer import Tokenizer
 from banyan_text.tools import CallArguments, CallBegin, Content
 
@@ -78,7 +79,10 @@ class ChatFormatter:
         if begun is None:
             begun = self._begun[index] = self._begin(index)
             role: dict[str, object] = {"role": "assistant", "content": ""}
-            chunks.append(self._chunk(index, role, None, None, usage))
+            first = self._chunk(index, role, None, None, usage)
+            if index == 0 and delta.prompt_logprobs:  # the choices have one prompt
+                first = first[:-1] + self._of_prompt(delta.prompt_logprobs) + b"}"
+            chunks.append(first)
         deltas = self._deltas(index, begun.parts, delta)
         entries = self._entries(delta.tokens)
         if not deltas and (entries or delta.finish_reason):
@@ -97,8 +101,11 @@ class ChatFormatter:
         found = choices[0].prompt_logprobs  # the choices have one prompt
         if not found:
             return self._whole_head + encode(objects) + tail(usage)
-        entries = b',"prompt_logprobs":' + encode(prompt_entries(self._tokenizer, found))
-        return self._whole_head + encode(objects) + entries + tail(usage)
+        return self._whole_head + encode(objects) + self._of_prompt(found) + tail(usage)
+
+    def _of_prompt(self, found: Sequence[OutputToken]) -> bytes:
+        entries = prompt_entries(self._tokenizer, found, PROMPT_LOGPROBS_MAX)
+        return b',"prompt_logprobs":' + encode(entries)
 
     def _begin(self, index: int) -> _Begun:
         choice = _chat_choice(index, {"content": TextChunks.TEXT}, None, None)

@@ -19,11 +19,11 @@ from banyan_gateway import answer_shapes, request_timeout
 from banyan_gateway.messages import MESSAGE_NOT_YET
 from banyan_gateway.schema import (
     HARMLESS,
-    NOT_YET,
     ChatBody,
     CompletionBody,
     DetokenizeBody,
     TokenizeBody,
+    not_yet,
 )
 
 JSON: Final = "application/json"
@@ -250,10 +250,10 @@ def _schemas(card: ModelCard, models: tuple[str, ...], vocab_size: int) -> dict[
         mentioned = (each.body, each.answer, each.chunk)
         kinds += [kind for kind in mentioned if kind and kind not in (str, dict)]
     _, schemas = msgspec.json.schema_components(dict.fromkeys(kinds), ref_template=_REF)
-    for name in ("ChatBody", "CompletionBody"):
-        properties = schemas[name]["properties"]
+    for kind in (ChatBody, CompletionBody):
+        properties = schemas[kind.__name__]["properties"]
         properties["model"] = {"enum": list(models)}
-        for field in NOT_YET:
+        for field in not_yet(kind):
             properties[field] = {"enum": [None, HARMLESS[field]]} if field in HARMLESS else _NULL
         for field in ("max_tokens", "max_completion_tokens", "min_tokens"):
             if field in properties:

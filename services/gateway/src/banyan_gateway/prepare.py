@@ -17,6 +17,7 @@ from banyan_gateway.errors import invalid
 from banyan_gateway.grammar_trials import GrammarTrials
 from banyan_gateway.model_formats import NO_FORMATS, ModelFormats
 from banyan_gateway.ports import GenerationRequest
+from banyan_gateway.prompt_view import PromptView, check_echo, num_prompt_logprobs, prompt_view
 from banyan_gateway.prompts import PromptReader, Prompts
 from banyan_gateway.response_format import check_grammar, wanted_grammar
 from banyan_gateway.schema import (
@@ -72,6 +73,7 @@ class Prepared:
     include_usage: bool
     continuous_usage: bool
     parts: PartFormats = PLAIN
+    prompt_view: PromptView | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,7 @@ class _Wanted:
     """What a kind of body adds to what all have in common."""
 
     logprobs: tuple[bool, int]
+    num_prompt_logprobs: int | None
     grammar: Grammar | None
     parts: PartFormats = PLAIN
 
@@ -116,7 +119,8 @@ class Preparer:
         )
         prompts = self._prompts.rendered(text)
         grammar = self._grammar(body) if use is None or use.grammar is None else use.grammar
-        wanted = _Wanted(logprobs, grammar, self._parts(use, grammar, text))
+        parts = self._parts(use, grammar, text)
+        wanted = _Wanted(logprobs, body.prompt_logprobs, grammar, parts)
         return self._prepare(body, prompts, arrival, wanted)
 
     def completion(self, data: bytes, arrival: Arrival) -> Prepared:
@@ -125,8 +129,12 @@ class Preparer:
         logprobs = (body.logprobs is not None, body.logprobs or 0)
         if body.max_tokens is None:
             body.max_tokens = _COMPLETION_MAX_TOKENS
+        check_echo(body)
         prompts = self._prompts.plain(body.prompt)
-        return self._prepare(body, prompts, arrival, _Wanted(logprobs, self._grammar(body)))
+        wanted = _Wanted(logprobs, num_prompt_logprobs(body), self._grammar(body))
+        prepared = self._prepare(body, prompts, arrival, wanted)
+        view = prompt_view(body, prepared.requests, self._tokenizer)
+        return dataclasses.replace(prepared, prompt_view=view)
 
     def tokenize(self, data: bytes) -> dict[str, object]:
         body = decode(data, TokenizeBody)
@@ -193,6 +201,7 @@ class Preparer:
             sampling,
             logprobs=asked.logprobs[0],
             num_top_logprobs=asked.logprobs[1],
+            num_prompt_logprobs=asked.num_prompt_logprobs,
             grammar=asked.grammar,
         )
         template = GenerationRequest(
@@ -266,7 +275,8 @@ class Preparer:
                     template,
                     request_id=request_id,
                     prompt_token_ids=self._prompts.shared(token_ids),
-                    sampling=dataclasses.replace(sampling, max_tokens=max_tokens),
+                    # A prompt alone is scored by a step that samples: its token is not said.
+                    sampling=dataclasses.replace(sampling, max_tokens=max(1, max_tokens)),
                 )
             )
         return tuple(requests)

@@ -20,6 +20,7 @@ from banyan_gateway.schema_errors import explain
 from banyan_gateway.tool_schema import ToolChoice, Tools
 
 PROMPTS_MAX = 64
+PROMPT_LOGPROBS_MAX = 20
 PRIORITY_MAX = 2**31 - 1
 LOGIT_BIAS_MAX = 1024
 LOGIT_BIAS_ABS_MAX = 100.0
@@ -103,6 +104,13 @@ class NotYet(WithoutEffect, kw_only=True):
 NOT_YET: Final = tuple(
     name for name in NotYet.__struct_fields__ if name not in WithoutEffect.__struct_fields__
 )
+
+
+def not_yet(kind: type[NotYet]) -> tuple[str, ...]:
+    """What this kind of body does not take: a field to which it gives a type of its own it does."""
+    return tuple(name for name in NOT_YET if name not in kind.__annotations__)
+
+
 # Values with which a field of `NotYet` asks for nothing that is missing.
 HARMLESS: Final[dict[str, Any]] = {
     "functions": [],
@@ -143,7 +151,7 @@ class GenerationBody(NotYet, kw_only=True):
     bad_words: Annotated[list[BadWord], Meta(max_length=128)] | None = None
     allowed_token_ids: Annotated[TokenIds, Meta(min_length=1)] | None = None
     skip_special_tokens: bool | None = None
-    prompt_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    prompt_logprobs: Annotated[int, Meta(ge=0, le=PROMPT_LOGPROBS_MAX)] | None = None
     repetition_penalty: Annotated[float, Meta(ge=0.01, le=10)] | None = None
     min_tokens: Annotated[int, Meta(ge=0, le=2**31 - 1)] | None = None
     ignore_eos: bool | None = None
@@ -171,6 +179,8 @@ class ChatBody(GenerationBody, kw_only=True):
 class CompletionBody(GenerationBody, kw_only=True):
     prompt: Text | Prompts
     logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
 
 
 class TokenizeBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):

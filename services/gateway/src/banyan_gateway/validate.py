@@ -13,10 +13,10 @@ from banyan_gateway.errors import ApiError, invalid
 from banyan_gateway.schema import (
     HARMLESS,
     LOGIT_BIAS_ABS_MAX,
-    NOT_YET,
     ChatBody,
     GenerationBody,
     WithoutEffect,
+    not_yet,
 )
 from banyan_text.generation_defaults import GenerationDefaults
 from banyan_text.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ def ignored_fields(body: GenerationBody) -> tuple[str, ...]:
 
 def refuse_not_yet(body: GenerationBody) -> None:
     """Raises for a field whose effect the client would miss."""
-    for name in NOT_YET:
+    for name in not_yet(type(body)):
         value = getattr(body, name)
         if value is not None and not _is_harmless(name, value):
             raise invalid(name, "is not supported yet", "unsupported_parameter")
@@ -77,7 +77,7 @@ def wanted_max_tokens(body: GenerationBody) -> tuple[str, int | None]:
 def sampling(
     body: GenerationBody, drawn_seed: int, tokenizer: Tokenizer, defaults: GenerationDefaults
 ) -> SamplingParams:
-    """All but `max_tokens` and logprobs, which other functions here give.
+    """All but `max_tokens` and logprobs, which others give.
 
     What the body leaves open is as the model's authors recommend, else as OpenAI has it.
     """
@@ -92,7 +92,6 @@ def sampling(
         min_p=_given(body.min_p, 0.0),
         typical_p=_given(body.typical_p, 1.0),
         bad_words=_bad_words(body.bad_words or (), tokenizer),
-        num_prompt_logprobs=_prompt_logprobs(body),
         allowed_token_ids=tuple(sorted(set(body.allowed_token_ids or ()))),
         presence_penalty=_given(body.presence_penalty, 0.0),
         frequency_penalty=_given(body.frequency_penalty, 0.0),
@@ -132,12 +131,6 @@ def _logit_bias(biases: dict[str, Any], vocab_size: int) -> tuple[tuple[int, flo
             raise invalid(param, f"expected a number from {-limit} to {limit}")
         checked[int(key)] = float(bias)
     return tuple(sorted(checked.items()))
-
-
-def _prompt_logprobs(body: GenerationBody) -> int | None:
-    if body.prompt_logprobs is not None and body.stream:
-        raise invalid("prompt_logprobs", "not with stream: true")
-    return body.prompt_logprobs
 
 
 def _bad_words(words: Sequence[str], tokenizer: Tokenizer) -> tuple[tuple[int, ...], ...]:
