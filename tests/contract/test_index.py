@@ -4,81 +4,14 @@ prefixes, positions, time-to-live."""
 from __future__ import annotations
 
 import asyncio
-import itertools
-import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Awaitable, Callable
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from banyan_core.index_facts import Position
 from banyan_core.types import BlockHash
-from banyan_runtime.clock import SystemClock
 from banyan_runtime.kv_index import Fenced, KvIndex, Loaded
-from banyan_runtime.memory_index import MemoryIndexServer, MemoryKvIndex
-from banyan_runtime.redis_index import RedisKvIndex
 
-from .redis_servers import Cluster, Server, serve
-
-_PREFIXES = itertools.count()
-EPOCH = 1_800_000_000_123_456_789  # an epoch as they are: more than 53 bits
-TTL_S = 60.0
-LATE_S = 5.0  # a machine under load may take longer than the lookup's usual limit
-KINDS = ("memory", "valkey", "redis", "valkey-cluster", "redis-cluster")
-
-
-def blocks(count: int, start: int = 0) -> list[BlockHash]:
-    return [i.to_bytes(16, "big") for i in range(start, start + count)]
-
-
-def at(seq: int, epoch: int = EPOCH, *, stale: bool = False) -> Position:
-    return Position(epoch, seq, stale)
-
-
-@pytest.fixture(scope="module")
-def started() -> Iterator[Callable[[str], Server | Cluster]]:
-    """Each kind of server once, for all tests of this file; a test takes a prefix of its own."""
-    servers: dict[str, Server | Cluster] = {}
-    with ExitStack() as opened:
-
-        def start(kind: str) -> Server | Cluster:
-            if kind not in servers:
-                server = opened.enter_context(serve(kind))
-                if server is None:
-                    pytest.skip("redis-server is not on PATH")
-                servers[kind] = server
-            return servers[kind]
-
-        yield start
-
-
-@pytest.fixture(params=KINDS)
-async def index(
-    request: pytest.FixtureRequest, started: Callable[[str], Server | Cluster]
-) -> AsyncIterator[KvIndex]:
-    made: KvIndex
-    if request.param == "memory":
-        made = MemoryKvIndex(MemoryIndexServer(SystemClock()))
-    else:
-        url = started(request.param).url
-        made = RedisKvIndex(
-            url, prefix=f"kv{next(_PREFIXES)}", lookup_timeout_s=LATE_S, write_timeout_s=LATE_S
-        )
-    yield made
-    await made.close()
-
-
-async def fence_of(index: KvIndex, owner: str = "store-1") -> int:
-    token = await index.acquire(owner, 30)
-    assert token is not None
-    return token
-
-
-async def put(index: KvIndex, fence: int, holder: str, hashes: list[BlockHash]) -> None:
-    await index.replace(fence, holder, at(1), hashes, TTL_S)
-
+from .indexed import EPOCH, TTL_S, at, blocks, fence_of, put
 
 # ---------------------------------------------------------------- the lease
 
@@ -313,50 +246,3 @@ async def test_a_holder_ends_with_its_time(index: KvIndex) -> None:
     assert await index.lookup(blocks(2)) == {"w2": 1}
     assert await index.positions() == {"w2": at(2)}
     assert not await index.add(fence, "w1", at(2), blocks(1), TTL_S)
-
-
-# ---------------------------------------------------------------- any order
-
-Step = tuple[str, str, int, list[int]]
-STEPS = st.lists(
-    st.tuples(
-        st.sampled_from(["add", "add", "remove", "replace", "epoch", "drop"]),
-        st.sampled_from(["w1", "w2", "w3"]),
-        st.integers(EPOCH, EPOCH + 2),
-        st.lists(st.integers(0, 5), max_size=4),
-    ),
-    max_size=25,
-)
-
-
-@settings(max_examples=40, deadline=None)
-@given(steps=STEPS)
-async def test_the_real_index_and_the_twin_agree(
-    started: Callable[[str], Server | Cluster], steps: list[Step]
-) -> None:
-    prefix = f"agree-{os.urandom(6).hex()}"
-    twin = MemoryKvIndex(MemoryIndexServer(SystemClock()))
-    url = started("valkey").url
-    async with RedisKvIndex(url, prefix=prefix, lookup_timeout_s=LATE_S) as real:
-        answers = [await apply_all(index, steps) for index in (twin, real)]
-    assert answers[0] == answers[1]
-
-
-async def apply_all(index: KvIndex, steps: list[Step]) -> list[object]:
-    fence = await fence_of(index)
-    chain = blocks(6)
-    answers: list[object] = []
-    for seq, (verb, holder, epoch, places) in enumerate(steps):
-        hashes = [chain[place] for place in places]
-        if verb == "add":
-            answers.append(await index.add(fence, holder, at(seq, epoch), hashes, TTL_S))
-        elif verb == "remove":
-            answers.append(await index.remove(fence, holder, at(seq, epoch), hashes, TTL_S))
-        elif verb == "replace":
-            await index.replace(fence, holder, at(seq, epoch), hashes, TTL_S)
-        elif verb == "epoch":
-            await index.set_epoch(fence, holder, epoch)
-        else:
-            await index.drop_holder(fence, holder)
-        answers += [dict(await index.lookup(chain)), dict(await index.positions())]
-    return answers

@@ -14,8 +14,8 @@ from banyan_runtime.kv_index import Fenced, IndexUnavailable, KvIndex
 from banyan_runtime.memory_index import MemoryIndexServer, MemoryKvIndex
 from banyan_runtime.redis_index import RedisKvIndex
 
+from .indexed import TTL_S, at, blocks, fence_of, put
 from .redis_servers import Server, serve
-from .test_index import TTL_S, at, blocks, fence_of, put
 
 
 @dataclass
