@@ -53,11 +53,11 @@ class Bench:
         """Our engine, with KV for `num_tokens` in all; with its compiled helper, or without."""
         arguments = [str(models.folder(model)), str(num_tokens // BLOCK_TOKENS + 64)]
         arguments += [str(self.num_threads), weights, str(step_tokens)]
-        with tempfile.TemporaryDirectory(prefix="banyan-bench-") as empty:
-            # Without: nothing is compiled yet, and there is no compiler.
-            environment = {} if helper else {"CXX": "false", "XDG_CACHE_HOME": empty}
-            with self._side(sys.executable, "banyan_side", *arguments, **environment) as side:
-                yield side
+        with (
+            environment_of(helper) as environment,
+            self._side(sys.executable, "banyan_side", *arguments, **environment) as side,
+        ):
+            yield side
 
     def transformers(self, model: str) -> Side:
         """In our environment, which has it for the tests of parity."""
@@ -73,11 +73,24 @@ class Bench:
     def roofs(self) -> Side:
         return self._side(sys.executable, "roof_side", str(self.num_threads))
 
-    def sampler(self) -> Side:
-        return self._side(sys.executable, "sampling_side")
+    @contextmanager
+    def sampler(self, *, helper: bool) -> Iterator[Side]:
+        """Our sampler alone, with the compiled helper, or without."""
+        with (
+            environment_of(helper) as environment,
+            self._side(sys.executable, "sampling_side", **environment) as side,
+        ):
+            yield side
 
     def _side(self, python: Path | str, module: str, *arguments: str, **more: str) -> Side:
         return Side(python, module, *arguments, threads=self.num_threads, environment=more)
+
+
+@contextmanager
+def environment_of(helper: bool) -> Iterator[dict[str, str]]:
+    """Without the compiled helper: nothing is compiled yet, and there is no compiler."""
+    with tempfile.TemporaryDirectory(prefix="banyan-bench-") as empty:
+        yield {} if helper else {"CXX": "false", "XDG_CACHE_HOME": empty}
 
 
 def install_llama_cpp() -> Path:

@@ -16,6 +16,7 @@ PLAN_SEQUENCES = 64
 PLAN_STEPS = 24
 SCHEMA_TOKENS = 48
 ALLOWED_MB = 400
+PLAIN = ", without the helper"
 SAMPLINGS: dict[str, dict[str, float]] = {
     "greedy": {"temperature": 0.0},
     "temperature": {"temperature": 0.8},
@@ -81,21 +82,27 @@ def _plan(side: Side, num_sequences: int) -> float:
 
 
 def sampling(bench: Bench) -> dict[str, object]:
-    """CPU for the rows of a batch, and as multiples of one pass that finds the largest."""
-    with bench.sampler() as side:
+    """CPU for the rows of a batch, and as multiples of one pass that finds the largest; with the
+    compiled helper, and without."""
+    with bench.sampler(helper=True) as helped, bench.sampler(helper=False) as plain:
         taken = bench.rounds(
             {
-                "one pass": partial(side.ask, "one_pass"),
+                "one pass": partial(helped.ask, "one_pass"),
                 **{
-                    name: partial(side.ask, "sample", params=params)
+                    f"{name}{also}": partial(side.ask, "sample", params=params)
                     for name, params in SAMPLINGS.items()
+                    for side, also in ((helped, ""), (plain, PLAIN))
                 },
             }
         )
     pass_s = median(taken["one pass"])
     kinds = {
-        name: {"ms": round(median(values) * 1e3, 2), "passes": round(median(values) / pass_s, 2)}
-        for name, values in taken.items()
+        name: {
+            "ms": round(median(taken[name]) * 1e3, 2),
+            "passes": round(median(taken[name]) / pass_s, 2),
+            "passes_without": round(median(taken[name + PLAIN]) / pass_s, 2),
+        }
+        for name in SAMPLINGS
     }
     return {"rounds": taken, "kinds": kinds}
 

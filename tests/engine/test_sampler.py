@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -14,14 +15,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from banyan_core.types import OutputToken, SamplingParams
+from banyan_engine.draw import Logits
 from banyan_engine.history import History
-from banyan_engine.sampler import Logits, SamplingError, draw_uniform
+from banyan_engine.kernels import native
+from banyan_engine.sampler import SamplingError, draw_uniform
 from banyan_engine.sampler import sample as fast_sample
 from banyan_engine.sampling_reference import candidates
 from banyan_engine.sampling_reference import sample as slow_sample
 
 GREEDY = SamplingParams(temperature=0.0)
 END = 3
+
+
+@pytest.fixture(scope="module", params=["helper", "numpy"], autouse=True)
+def _by(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Everything here holds with the compiled helper and without it."""
+    library = request.getfixturevalue("helper") if request.param == "helper" else None
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(native, "library", lambda: library)
+        yield
 
 
 def row(*values: float) -> Logits:

@@ -6,9 +6,9 @@ than `min_tokens`); temperature; top-k; typical-p; top-p; min-p; the draw. The o
 H(seed, index). The draw walks up the token ids that are left (inverse CDF). Log probabilities are
 those of the model itself, before any of it, as OpenAI's API has them.
 
-A row of 150,000 logits fits a core's cache and a batch of them does not: so rows go one by one,
-each in three passes (the largest, the exponentials, their sums), and no step sorts a vocabulary.
-`sampling_reference.py` is the same definition without any of this, and judges it.
+Bias, penalties and banned tokens are written into the row itself, which has its values back at the
+end: a copy would cost more than the draw. `sampling_reference.py` is the same definition, plainly,
+and judges it.
 """
 
 from __future__ import annotations
@@ -20,20 +20,15 @@ from numpy.typing import NDArray
 
 from banyan_core.hashing import derive
 from banyan_core.types import OutputToken, SamplingParams
+from banyan_engine.draw import Ids, Logits, draw, largest_ids, row_room
 from banyan_engine.history import History
 
-Logits = NDArray[np.float32]
-Ids = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 
 UNIFORM_BITS = 53
 """Bits of a draw: as many as a double in [0, 1) holds."""
-SUM_TOKENS = 512
-"""Weights are summed in runs of so many, in single precision; the runs' sums in double."""
 TINY_TEMPERATURE = 1e-5
 """Below it there is no difference to greedy, only overflow."""
-SORTED_TOKENS = 4096
-"""Where a head ends is found by halving above, by sorting below."""
 
 
 class SamplingError(ValueError):
@@ -54,19 +49,39 @@ def sample(
     best = int(logits.argmax())  # the first NaN, if there is one; of equals the lowest id
     if not logits[best] < np.inf:
         raise SamplingError("logits: not finite")
-    scores = _adjusted(logits, params, history, end_token_ids, allowed)
-    if scores is not logits:
+    banned = _banned(params, history, end_token_ids, len(logits))
+    changed = _changed_ids(params, history, banned, len(logits))
+    if changed is None:
+        token_id = _choose(logits, best, params, history, allowed)
+    else:
+        values = logits[changed]
+        try:
+            largest = logits[best]
+            _change(logits, params, history, banned)
+            stays = logits[best] == largest and logits[changed].max(initial=-np.inf) < largest
+            token_id = _choose(logits, best if stays else None, params, history, allowed)
+        finally:
+            logits[changed] = values
+    if not params.logprobs:
+        return OutputToken(token_id)
+    return with_logprobs(logits, token_id, params.num_top_logprobs)
+
+
+def _choose(
+    scores: Logits, best: int | None, params: SamplingParams, history: History, allowed: Mask | None
+) -> int:
+    """`best` is the likeliest, if that is known."""
+    if allowed is not None or params.allowed_token_ids:
+        scores, best = _masked(scores, params, allowed), None
+    if best is None:
         best = int(scores.argmax())
         if not scores[best] < np.inf:
             raise SamplingError("logits: not finite after penalties and biases")
     if scores[best] == -np.inf:
         raise SamplingError("logits: every token is masked")
-    if params.temperature >= TINY_TEMPERATURE:
-        uniform = draw_uniform(params.seed, history.num_output)
-        best = _draw(scores, scores[best], params, uniform)
-    if not params.logprobs:
-        return OutputToken(best)
-    return with_logprobs(logits, best, params.num_top_logprobs)
+    if params.temperature < TINY_TEMPERATURE:
+        return best
+    return draw(scores, scores[best], params, draw_uniform(params.seed, history.num_output))
 
 
 def draw_uniform(seed: int, index: int) -> float:
@@ -81,7 +96,7 @@ def with_logprobs(logits: Logits, token_id: int, num_top: int) -> OutputToken:
     base = largest + float(np.log(np.exp(logits.astype(np.float64) - largest).sum()))
     top: tuple[tuple[int, float], ...] = ()
     if num_top:
-        token_ids = _largest(logits, num_top)
+        token_ids = largest_ids(logits, num_top)
         token_ids = token_ids[np.argsort(-logits[token_ids], kind="stable")]
         top = tuple((int(one), float(logits[one]) - base) for one in token_ids)
     return OutputToken(token_id, float(logits[token_id]) - base, top)
@@ -90,33 +105,26 @@ def with_logprobs(logits: Logits, token_id: int, num_top: int) -> OutputToken:
 # ---------------------------------------------------------------- bias, penalties, masks
 
 
-def _adjusted(
-    logits: Logits,
-    params: SamplingParams,
-    history: History,
-    end_token_ids: Sequence[int],
-    allowed: Mask | None,
-) -> Logits:
-    """The logits themselves when nothing changes them, else a copy that is changed."""
-    banned = _banned(params, history, end_token_ids)
-    if not (banned or params.logit_bias or history.tracks or params.allowed_token_ids):
-        return logits if allowed is None else np.where(allowed, logits, -np.inf)
-    scores = logits.copy()
+def _changed_ids(
+    params: SamplingParams, history: History, banned: list[int], vocab_size: int
+) -> Ids | None:
+    """The tokens that `_change` changes. None is none."""
+    if not (banned or params.logit_bias or history.tracks):
+        return None
+    biased = [token_id for token_id, _ in params.logit_bias]
+    for token_id in biased:
+        if not 0 <= token_id < vocab_size:
+            raise SamplingError(f"logit_bias: token {token_id}, expected 0 to {vocab_size - 1}")
+    changed = np.array(biased + banned, np.int64)
+    return np.concatenate([changed, history.seen()[0]]) if history.tracks else changed
+
+
+def _change(scores: Logits, params: SamplingParams, history: History, banned: list[int]) -> None:
     for token_id, bias in params.logit_bias:
-        if not 0 <= token_id < len(scores):
-            raise SamplingError(f"logit_bias: token {token_id}, expected 0 to {len(scores) - 1}")
         scores[token_id] += np.float32(bias)
     if history.tracks:
         _penalise(scores, params, history)
-    if allowed is not None:
-        scores[~allowed] = -np.inf
-    if params.allowed_token_ids:
-        kept = [token for token in params.allowed_token_ids if 0 <= token < len(scores)]
-        values = scores[kept]
-        scores.fill(-np.inf)
-        scores[kept] = values
-    scores[[token for token in banned if 0 <= token < len(scores)]] = -np.inf
-    return scores
+    scores[banned] = -np.inf
 
 
 def _penalise(scores: Logits, params: SamplingParams, history: History) -> None:
@@ -132,7 +140,9 @@ def _penalise(scores: Logits, params: SamplingParams, history: History) -> None:
     scores[token_ids] = values
 
 
-def _banned(params: SamplingParams, history: History, end_token_ids: Sequence[int]) -> list[int]:
+def _banned(
+    params: SamplingParams, history: History, end_token_ids: Sequence[int], vocab_size: int
+) -> list[int]:
     banned: list[int] = []
     for word in params.bad_words:
         if word and history.ends_with(word[:-1]):
@@ -140,115 +150,18 @@ def _banned(params: SamplingParams, history: History, end_token_ids: Sequence[in
     if history.num_output < params.min_tokens:
         banned += params.stop_token_ids
         banned += end_token_ids
-    return banned
+    return [token_id for token_id in banned if 0 <= token_id < vocab_size]
 
 
-# ---------------------------------------------------------------- the draw
-
-
-def _draw(scores: Logits, largest: np.float32, params: SamplingParams, uniform: float) -> int:
-    ids: Ids | None = None  # None is all
-    if 0 < params.top_k < len(scores):
-        ids = _largest(scores, params.top_k)
-        scores = scores[ids]
-    weights = np.subtract(scores, largest)
-    weights /= np.float32(params.temperature)
-    np.exp(weights, out=weights)
-    if params.typical_p < 1.0:
-        ids, weights = _narrowed(ids, weights, _typical(weights, params.typical_p))
-    if params.top_p < 1.0:
-        _keep_nucleus(weights, params.top_p)
-    if params.min_p > 0.0:
-        kept = np.flatnonzero(weights >= params.min_p * weights.max())
-        ids, weights = _narrowed(ids, weights, kept)
-    place = _walk(weights, uniform)
-    return place if ids is None else int(ids[place])
-
-
-def _narrowed(ids: Ids | None, weights: Logits, kept: Ids) -> tuple[Ids, Logits]:
-    return (kept if ids is None else ids[kept]), weights[kept]
-
-
-def _sums(weights: Logits) -> NDArray[np.float64]:
-    """Mass up to the end of each run of SUM_TOKENS."""
-    num_whole = len(weights) // SUM_TOKENS * SUM_TOKENS
-    sums = weights[:num_whole].reshape(-1, SUM_TOKENS).sum(axis=1)
-    if num_whole < len(weights):
-        sums = np.append(sums, weights[num_whole:].sum())
-    return np.cumsum(sums, dtype=np.float64)
-
-
-def _walk(weights: Logits, uniform: float) -> int:
-    """The place at which this share of the mass is reached."""
-    sums = _sums(weights)
-    left = uniform * sums[-1]
-    run = int(np.searchsorted(sums, left, side="right"))
-    start = run * SUM_TOKENS
-    if run:
-        left -= sums[run - 1]
-    within = np.cumsum(weights[start : start + SUM_TOKENS], dtype=np.float64)
-    place = int(np.searchsorted(within, left, side="right"))
-    if place == len(within):  # the two precisions differ by less than a token's weight
-        place = int(np.flatnonzero(weights[start : start + SUM_TOKENS])[-1])
-    return start + place
-
-
-def _largest(values: Logits, num: int) -> Ids:
-    """Ids of the `num` largest, of equals the lowest, in order of id."""
-    if num >= len(values):
-        return np.arange(len(values))
-    return _down_to(values, np.partition(values, len(values) - num)[len(values) - num], num)
-
-
-def _down_to(values: Logits, cut: np.float32, num: int) -> Ids:
-    """Ids of the `num` largest, the last of which has the value `cut`."""
-    ids = np.flatnonzero(values >= cut)
-    if len(ids) > num:
-        at_cut = np.flatnonzero(values[ids] == cut)
-        ids = np.delete(ids, at_cut[len(at_cut) - (len(ids) - num) :])
-    return ids
-
-
-def _keep_nucleus(weights: Logits, share: float) -> None:
-    """Set to zero what is not in the shortest head whose mass reaches the share; one stays."""
-    cut, num_at_cut = _end_of_head(weights, share * _sums(weights)[-1])
-    at_cut = np.flatnonzero(weights == cut)
-    np.multiply(weights, weights >= cut, out=weights)
-    weights[at_cut[num_at_cut:]] = 0.0
-
-
-def _end_of_head(weights: Logits, wanted: float) -> tuple[np.float32, int]:
-    """The smallest weight of the head that has this mass, and how many of its equals belong to it.
-
-    Halves what is in question until little is left to sort: the values need no ids for that.
-    """
-    part, num_above, above = weights.copy(), 0, 0.0
-    middle = len(part) * 15 // 16  # most heads are short
-    while len(part) > SORTED_TOKENS:
-        part.partition(middle)
-        mass = part[middle:].sum(dtype=np.float64)
-        if above + mass >= wanted:
-            part = part[middle:]
-        else:
-            num_above, above = num_above + len(part) - middle, above + mass
-            part = part[:middle]
-        middle = len(part) // 2
-    part = -np.sort(-part)
-    reached = above + np.cumsum(part, dtype=np.float64)
-    last = int(np.count_nonzero(reached[:-1] < wanted))
-    num_larger = int(np.count_nonzero(weights > part[last]))
-    return part[last], num_above + last + 1 - num_larger
-
-
-def _typical(weights: Logits, share: float) -> Ids:
-    """Those whose surprise is nearest to the entropy, until their mass reaches the share."""
-    total = _sums(weights)[-1]
-    probabilities = weights.astype(np.float64) / total
-    with np.errstate(divide="ignore"):
-        surprise = -np.log(probabilities)
-    drawn = probabilities > 0
-    entropy = float((probabilities[drawn] * surprise[drawn]).sum())
-    ranks = np.argsort(np.abs(surprise - entropy), kind="stable")
-    reached = np.cumsum(weights[ranks], dtype=np.float64)
-    num_kept = 1 + int(np.count_nonzero(reached[:-1] < share * total))
-    return np.sort(ranks[:num_kept])
+def _masked(scores: Logits, params: SamplingParams, allowed: Mask | None) -> Logits:
+    """A copy, in the memory that `draw` may use for it."""
+    masked = row_room.of(len(scores))
+    masked.fill(-np.inf)
+    if params.allowed_token_ids:
+        kept = np.array([each for each in params.allowed_token_ids if 0 <= each < len(scores)])
+        if allowed is not None:
+            kept = kept[allowed[kept]]
+        masked[kept] = scores[kept]
+    else:
+        np.copyto(masked, scores, where=allowed)
+    return masked

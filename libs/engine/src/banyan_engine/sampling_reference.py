@@ -11,10 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from banyan_core.types import OutputToken, SamplingParams
+from banyan_engine.draw import SUM_TOKENS, Logits
 from banyan_engine.sampler import (
-    SUM_TOKENS,
     TINY_TEMPERATURE,
-    Logits,
     SamplingError,
     draw_uniform,
 )

@@ -8,7 +8,8 @@ import numpy as np
 
 from banyan_core.runner import PlanItem, Sampled
 from banyan_core.types import OutputToken
-from banyan_engine.sampler import Logits, Mask, SamplingError, sample, with_logprobs
+from banyan_engine.draw import Logits
+from banyan_engine.sampler import Mask, SamplingError, sample, with_logprobs
 from banyan_engine.sequence_state import SequenceState
 
 

@@ -15,12 +15,12 @@ from banyan_core.types import Adapter, KvLayout
 from banyan_engine.cpu import default_dtype
 from banyan_engine.decode_graphs import DecodeGraphs
 from banyan_engine.device import check_on_cuda, open_device
+from banyan_engine.draw import Logits
 from banyan_engine.flat_forward import flat_forward
 from banyan_engine.lora import LoraWeights, load_lora
 from banyan_engine.mask_filler import MaskFiller
 from banyan_engine.model import Model
 from banyan_engine.paged_kv import DTYPES, KV_DTYPES, PagedKv
-from banyan_engine.sampler import Logits
 from banyan_engine.sequence_state import SequenceState
 from banyan_engine.spans import Span
 from banyan_engine.spec import read_spec
