@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <memory>
 #include <type_traits>
 #include <vector>
 
@@ -20,9 +21,10 @@ struct AttendArgs {  // as in native.py
 };
 
 namespace {
-constexpr int TILE = 16;       // keys at a time
-constexpr int64_t CHUNK = 256; // keys that one thread takes at a time, a multiple of TILE
-constexpr int MAX_DIM = 256;
+#define MEMBER inline __attribute__((always_inline))
+constexpr int TILE = 16;        // keys at a time
+constexpr int64_t CHUNK = 256;  // keys that one thread takes at a time, a multiple of TILE
+constexpr int64_t NUM_TILES = CHUNK / TILE;
 
 struct Part {  // of one row, chunk and head: where its numbers lie
   float *top, *total, *sum;
@@ -31,128 +33,206 @@ struct Work {
   int64_t row, begin, end;
 };
 
-template <class T, class KV>
-INLINE f32x16 scores(const T* q, const KV* keys, const int64_t* slots, int64_t stride, int64_t dim) {
-  f32x16 acc[TILE];
-  Pack<T> qs[MAX_DIM / STEP];
-  const int64_t whole = dim / STEP;
-  for (int64_t s = 0; s < whole; s++) qs[s] = pack(q + s * STEP, T{});
-  for (int t = 0; t < TILE; t++) {
-    const KV* k = keys + slots[t] * stride;
-    f32x16 sum = splat(0.0f);
-    for (int64_t s = 0; s < whole; s++) sum = dot(sum, qs[s], pack(k + s * STEP, T{}));
-    if (dim % STEP) sum += widen(q + whole * STEP) * widen(k + whole * STEP);
-    acc[t] = sum;
+// One of the two pools: rows of all KV heads lie side by side, `width` elements each.
+template <class KV>
+struct Pool {
+  const KV* data;
+  int64_t dim, width, stride;
+  Pool(const void* pool, int64_t dim, int64_t kv_heads)  // an int8 row's scale stands behind it
+      : data((const KV*)pool),
+        dim(dim),
+        width(dim + (SCALED ? sizeof(float) : 0)),
+        stride(kv_heads * width) {}
+  static constexpr bool SCALED = std::is_same<KV, int8_t>::value;
+
+  f32x16 scales(int64_t head, const int64_t* slots) const {
+    f32x16 found = splat(1.0f);
+    if (SCALED)
+      for (int t = 0; t < TILE; t++)
+        found[t] = load<float>(data + slots[t] * stride + head * width + dim);
+    return found;
   }
-  return sums(acc);
+};
+
+// Asks for a tile that comes later, one head's row at a time, in the order in which they lie: as
+// many requests as are read meanwhile keep the memory busy, and more at once stall the core.
+template <class KV>
+struct Ahead {
+  const Pool<KV>& pool;
+  const int64_t* slots;
+  int64_t kv_heads, row = 0, head = 0;
+  MEMBER void ask() {
+    const KV* at = pool.data + slots[row] * pool.stride + head * pool.width;
+    for (int64_t c = 0; c < pool.width; c += 64 / sizeof(KV)) __builtin_prefetch(at + c);
+    if (++head == kv_heads) head = 0, row++;
+  }
+};
+
+// Of G query heads that share a KV head and a tile of its keys, before scaling.
+template <int G, class T, class KV>
+INLINE void scores(const T* q, const Pool<KV>& keys, int64_t head, const int64_t* slots,
+                   f32x16* found, Ahead<KV>* ahead) {
+  f32x16 acc[G][TILE];
+  const int64_t dim = keys.dim, whole = dim / STEP * STEP;
+  for (int t = 0; t < TILE; t++) {
+    const KV* k = keys.data + slots[t] * keys.stride + head * keys.width;
+    if (ahead) ahead->ask();
+    f32x16 sum[G];
+    for (int g = 0; g < G; g++) sum[g] = splat(0.0f);
+    for (int64_t c = 0; c < whole; c += STEP) {
+      const Pack<T> some = pack(k + c, T{});
+      for (int g = 0; g < G; g++) sum[g] = dot(sum[g], pack(q + g * dim + c, T{}), some);
+    }
+    if (whole < dim)
+      for (int g = 0; g < G; g++) sum[g] += widen(q + g * dim + whole) * widen(k + whole);
+    for (int g = 0; g < G; g++) acc[g][t] = sum[g];
+  }
+  for (int g = 0; g < G; g++) found[g] = sums(acc[g]);
 }
 
-// sum[head] = sum[head] * keep[head] + the values of `n` slots, weighted; C times 16 channels.
-template <int G, int C, class KV>
-INLINE void add_channels(float* const* sum, const float* keep, const f32x16* weights,
-                         const KV* values, const int64_t* slots, int n, int64_t stride) {
-  f32x16 acc[G][C];
-  for (int g = 0; g < G; g++)
-    for (int c = 0; c < C; c++) acc[g][c] = widen(sum[g] + c * 16) * splat(keep[g]);
-  for (int t = 0; t < n; t++)
+// acc[head][c] += the values of a tile's slots, weighted; C times 16 channels.
+template <int G, int C, class KV, class T>
+INLINE void add_channels(f32x16 (*acc)[C], const f32x16* weights, const KV* values,
+                         const int64_t* slots, int64_t stride, T,
+                         Ahead<KV>* ahead) {
+  for (int t = 0; t < TILE; t++) {
+    if (ahead) ahead->ask();
     for (int c = 0; c < C; c++) {
       f32x16 v = widen(values + slots[t] * stride + c * 16);
       for (int g = 0; g < G; g++) acc[g][c] += v * splat(weights[g][t]);
     }
-  for (int g = 0; g < G; g++)
-    for (int c = 0; c < C; c++) store(sum[g] + c * 16, acc[g][c], 16);
+  }
 }
-template <int G, class KV>
-INLINE void add_values(float** sum, const float* keep, const f32x16* weights, const KV* values,
-                       const int64_t* slots, int n, int64_t stride, int64_t dim) {
-  constexpr int C = 4;
-  int64_t c = 0;
-  auto move = [&](int count) {
-    c += count * 16;
-    for (int g = 0; g < G; g++) sum[g] += count * 16;
-  };
-  for (; c + C * 16 <= dim; move(C))
-    add_channels<G, C>(sum, keep, weights, values + c, slots, n, stride);
-  for (; c < dim; move(1)) add_channels<G, 1>(sum, keep, weights, values + c, slots, n, stride);
+#ifdef __AVX512BF16__
+// C times 16 channels of two rows, channel by channel side by side.
+template <int C, class KV>
+INLINE void side_by_side(const KV* one, const KV* other, Pack<bf16>* to) {
+  for (int c = 0; c < C; c++)
+    to[c] = {(u16x32)((u32x16)widen(one + c * 16) >> 16 | (u32x16)widen(other + c * 16))};
 }
-
-template <class KV>
-INLINE void ask_for(const AttendArgs& a, int64_t kv_head, const int64_t* slots) {
-  constexpr int64_t extra = std::is_same<KV, int8_t>::value ? sizeof(float) : 0;
-  const void* pools[] = {a.keys, a.values};
-  const int64_t sizes[] = {a.key_dim + extra, a.value_dim + extra};
-  for (int i = 0; i < 2; i++)
-    for (int t = 0; t < TILE; t++) {
-      const KV* row = (const KV*)pools[i] + (slots[t] * a.kv_heads + kv_head) * sizes[i];
-      for (int64_t c = 0; c < sizes[i]; c += 64 / sizeof(KV)) __builtin_prefetch(row + c);
+template <int C>
+INLINE void side_by_side(const bf16* one, const bf16* other, Pack<bf16>* to) {
+  if (C % 2) return side_by_side<C, bf16>(one, other, to);
+  for (int c = 0; c < C; c += 2) {
+    u16x32 a = load<u16x32>(one + c * 16), b = load<u16x32>(other + c * 16);
+    to[c] = {__builtin_shufflevector(a, b, 0, 32, 1, 33, 2, 34, 3, 35, 4, 36, 5, 37, 6, 38, 7, 39, 8,
+                                     40, 9, 41, 10, 42, 11, 43, 12, 44, 13, 45, 14, 46, 15, 47)};
+    to[c + 1] = {__builtin_shufflevector(a, b, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53, 22,
+                                         54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61,
+                                         30, 62, 31, 63)};
+  }
+}
+// With weights in bfloat16 two slots go at once: a channel's two values side by side, as `dot` wants.
+template <int G, int C, class KV>
+INLINE void add_channels(f32x16 (*acc)[C], const f32x16* weights, const KV* values,
+                         const int64_t* slots, int64_t stride, bf16,
+                         Ahead<KV>* ahead) {
+  uint32_t pairs[G][TILE / 2];
+  for (int g = 0; g < G; g++) store((bf16*)pairs[g], weights[g], TILE);
+  for (int t = 0; t < TILE; t += 2) {
+    const KV *one = values + slots[t] * stride, *other = values + slots[t + 1] * stride;
+    Pack<bf16> side[C];
+    if (ahead) ahead->ask(), ahead->ask();
+    side_by_side<C>(one, other, side);
+    for (int g = 0; g < G; g++) {
+      const Pack<bf16> pair = {(u16x32)_mm512_set1_epi32((int)pairs[g][t / 2])};
+      for (int c = 0; c < C; c++) acc[g][c] = dot(acc[g][c], side[c], pair);
     }
+  }
 }
+#endif
 
-// Up to 4 query heads of one KV head over up to TILE slots.
 template <int G, class T, class KV>
-INLINE void tile(const AttendArgs& a, const T* q, int64_t kv_head, const int64_t* slots, int n,
-                 const Part* parts) {
-  // Behind the bytes of an int8 row stands its scale, a float.
-  constexpr bool SCALED = std::is_same<KV, int8_t>::value;
-  const int64_t extra = SCALED ? sizeof(float) : 0;
-  const int64_t key_stride = a.kv_heads * (a.key_dim + extra);
-  const int64_t value_stride = a.kv_heads * (a.value_dim + extra);
-  const KV* keys = (const KV*)a.keys + kv_head * (a.key_dim + extra);
-  const KV* values = (const KV*)a.values + kv_head * (a.value_dim + extra);
-  f32x16 weights[G];
-  float keep[G], *sum[G];
-  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-  f32x16 key_scales = splat(a.scale), value_scales = splat(1.0f);
-  if (SCALED)
-    for (int t = 0; t < TILE; t++) {
-      key_scales[t] *= load<float>(keys + slots[t] * key_stride + a.key_dim);
-      value_scales[t] = load<float>(values + slots[t] * value_stride + a.value_dim);
-    }
-  for (int g = 0; g < G; g++) {
-    f32x16 s = scores(q + g * a.key_dim, keys, slots, key_stride, a.key_dim);
-    s *= key_scales;
-    if (a.softcap > 0)
-      for (int t = 0; t < TILE; t++) s[t] = a.softcap * std::tanh(s[t] / a.softcap);
-    s = lane < n ? s : splat(-INFINITY);
-    const float top = std::max(*parts[g].top, largest(s)[0]);
-    f32x16 p = exp_lanes(s - splat(top));
-    keep[g] = exp_lanes(splat(*parts[g].top - top))[0];
-    *parts[g].top = top;
-    *parts[g].total = *parts[g].total * keep[g] + total_of(p)[0];
-    weights[g] = p * value_scales;
-    sum[g] = parts[g].sum;
-  }
-  add_values<G>(sum, keep, weights, values, slots, n, value_stride, a.value_dim);
+INLINE void add_values(const Part* parts, const f32x16* weights, const Pool<KV>& values,
+                       int64_t head, const int64_t* slots, Ahead<KV>* ahead) {
+  const KV* from = values.data + head * values.width;
+  auto add = [&](auto count, int64_t c) __attribute__((always_inline)) {
+    constexpr int C = decltype(count)::value;
+    f32x16 acc[G][C];
+    for (int g = 0; g < G; g++)
+      for (int i = 0; i < C; i++) acc[g][i] = widen(parts[g].sum + c + i * 16);
+    add_channels<G, C>(acc, weights, from + c, slots, values.stride, T{}, c ? nullptr : ahead);
+    for (int g = 0; g < G; g++)
+      for (int i = 0; i < C; i++) store(parts[g].sum + c + i * 16, acc[g][i], 16);
+  };
+  int64_t c = 0;
+  for (; c + 64 <= values.dim; c += 64) add(std::integral_constant<int, 4>{}, c);
+  for (; c < values.dim; c += 16) add(std::integral_constant<int, 1>{}, c);
 }
 
+// The query heads of a KV head, four, two or one at a time.
+template <class Work>
+INLINE void by_groups(int64_t group, Work work) {
+  int64_t g = 0;
+  for (; g + 4 <= group; g += 4) work(std::integral_constant<int, 4>{}, g);
+  for (; g + 2 <= group; g += 2) work(std::integral_constant<int, 2>{}, g);
+  if (g < group) work(std::integral_constant<int, 1>{}, g);
+}
+
+// Scores to weights, in place, and what they come to.
+INLINE void exponentials(f32x16* row, int64_t n, float softcap, const Part& part) {
+  const i32x16 lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
+  const int64_t num_tiles = (n + TILE - 1) / TILE;
+  f32x16 top = splat(-INFINITY), total = splat(0.0f);
+  for (int64_t i = 0; i < num_tiles; i++) {
+    if (softcap > 0)
+      for (int t = 0; t < TILE; t++) row[i][t] = softcap * std::tanh(row[i][t] / softcap);
+    row[i] = lane < (int)(n - i * TILE) ? row[i] : splat(-INFINITY);
+    top = row[i] > top ? row[i] : top;
+  }
+  top = largest(top);
+  for (int64_t i = 0; i < num_tiles; i++) total += row[i] = exp_lanes(row[i] - top);
+  *part.top = top[0];
+  *part.total = total_of(total)[0];
+}
+
+// All query heads of one row over some of its keys: all scores, then weights, then all values.
 template <class T, class KV>
-void chunk(const AttendArgs& a, const Work& work, const Part* parts) {
-  const int64_t* table = (const int64_t*)a.tables[work.row];
+void chunk(const AttendArgs& a, const Work& work, const Part* parts, f32x16* weights) {
+  const Pool<KV> keys(a.keys, a.key_dim, a.kv_heads), values(a.values, a.value_dim, a.kv_heads);
   const T* q = (const T*)a.q + work.row * a.heads * a.key_dim;
-  const int64_t group = a.heads / a.kv_heads;
-  int64_t memory[2][TILE], *slots = memory[0], *next = memory[1];
-  auto find = [&](int64_t t, int64_t* found) {  // positions past the end repeat the last one
-    for (int64_t i = 0; i < TILE; i++) {
-      const int64_t p = std::min(t + i, work.end - 1);
-      found[i] = table[p / a.block_size] * a.block_size + p % a.block_size;
+  const int64_t* table = (const int64_t*)a.tables[work.row];
+  const int64_t group = a.heads / a.kv_heads, n = work.end - work.begin;
+  const int64_t num_tiles = (n + TILE - 1) / TILE;
+  int64_t slots[CHUNK + TILE];
+  for (int64_t i = 0; i < num_tiles * TILE; i++) {  // past the end the last one is repeated
+    const int64_t p = work.begin + std::min(i, n - 1);
+    slots[i] = table[p / a.block_size] * a.block_size + p % a.block_size;
+  }
+  // While a tile is read the next one is asked for: the last of the keys asks for values.
+  auto each_head = [&](const Pool<KV>& pool, auto visit) __attribute__((always_inline)) {
+    for (int64_t tile = 0; tile < num_tiles; tile++) {
+      const bool last = tile + 1 == num_tiles;
+      Ahead<KV> ahead{last ? values : pool, slots + (last ? 0 : (tile + 1) * TILE), a.kv_heads};
+      for (int64_t h = 0; h < a.kv_heads; h++) visit(tile, h, slots + tile * TILE, ahead);
     }
   };
-  find(work.begin, slots);
-  for (int64_t t = work.begin; t < work.end; t += TILE, std::swap(slots, next)) {
-    const int n = std::min<int64_t>(TILE, work.end - t);
-    find(t + TILE, next);
-    for (int64_t h = 0; h < a.kv_heads; h++) {
-      const bool last = h == a.kv_heads - 1;
-      ask_for<KV>(a, last ? 0 : h + 1, last ? next : slots);
-      for (int64_t g = h * group; g < (h + 1) * group;) {
-        const int64_t left = (h + 1) * group - g;
-        const T* qg = q + g * a.key_dim;
-        if (left >= 4) tile<4, T, KV>(a, qg, h, slots, n, parts + g), g += 4;
-        else if (left >= 2) tile<2, T, KV>(a, qg, h, slots, n, parts + g), g += 2;
-        else tile<1, T, KV>(a, qg, h, slots, n, parts + g), g += 1;
-      }
-    }
+  each_head(keys, [&](int64_t tile, int64_t h, const int64_t* at,
+                      Ahead<KV>& ahead) __attribute__((always_inline)) {
+    const f32x16 scales = keys.scales(h, at) * a.scale;
+    by_groups(group, [&](auto count, int64_t g) __attribute__((always_inline)) {
+      constexpr int G = decltype(count)::value;
+      const int64_t first = h * group + g;
+      f32x16 found[G];
+      scores<G>(q + first * a.key_dim, keys, h, at, found, g ? nullptr : &ahead);
+      for (int i = 0; i < G; i++) weights[(first + i) * NUM_TILES + tile] = found[i] * scales;
+    });
+  });
+  for (int64_t h = 0; h < a.heads; h++) {
+    exponentials(weights + h * NUM_TILES, n, a.softcap, parts[h]);
+    std::memset(parts[h].sum, 0, a.value_dim * sizeof(float));
   }
+  each_head(values, [&](int64_t tile, int64_t h, const int64_t* at,
+                      Ahead<KV>& ahead) __attribute__((always_inline)) {
+    const f32x16 scales = values.scales(h, at);
+    by_groups(group, [&](auto count, int64_t g) __attribute__((always_inline)) {
+      constexpr int G = decltype(count)::value;
+      const int64_t first = h * group + g;
+      f32x16 scaled[G];
+      for (int i = 0; i < G; i++) scaled[i] = weights[(first + i) * NUM_TILES + tile] * scales;
+      add_values<G, T>(parts + first, scaled, values, h, at, g ? nullptr : &ahead);
+    });
+  });
 }
 
 template <class T>
@@ -186,17 +266,18 @@ void attend(const AttendArgs& a) {
   }
   first_work.push_back(work.size());
   const int64_t num_parts = work.size() * a.heads, size = a.value_dim + 2;
-  std::vector<float> memory(num_parts * size);
+  std::unique_ptr<float[]> memory(new float[num_parts * size]);
   std::vector<Part> parts(num_parts);
   for (int64_t i = 0; i < num_parts; i++) {
     float* p = &memory[i * size];
     parts[i] = {p, p + 1, p + 2};
-    *p = -INFINITY;
   }
 #pragma omp parallel num_threads(a.threads)
   {
+    std::vector<f32x16> weights(a.heads * NUM_TILES);
 #pragma omp for schedule(dynamic)
-    for (size_t i = 0; i < work.size(); i++) chunk<T, KV>(a, work[i], &parts[i * a.heads]);
+    for (size_t i = 0; i < work.size(); i++)
+      chunk<T, KV>(a, work[i], &parts[i * a.heads], weights.data());
 #pragma omp for
     for (int64_t row = 0; row < a.rows; row++)
       join<T>(a, row, &parts[first_work[row] * a.heads], first_work[row + 1] - first_work[row]);
@@ -205,8 +286,7 @@ void attend(const AttendArgs& a) {
 }  // namespace
 
 // q and out are bfloat16 or float. The pools (kv_type) are 0 float, 1 bfloat16 or 2 int8 with scales;
-// bfloat16 queries see no float pools. Dimensions are multiples of 16 and at most MAX_DIM, and each
-// row sees at least one key.
+// bfloat16 queries see no float pools. Dimensions are multiples of 16, and each sees at least one key.
 extern "C" void banyan_attend(int is_bf16, int kv_type, const AttendArgs* args) {
   if (is_bf16)
     kv_type == 2 ? attend<bf16, int8_t>(*args) : attend<bf16, bf16>(*args);
