@@ -11,6 +11,7 @@ import pytest
 from banyan.v1 import kv_pb2, worker_pb2
 from banyan_runtime import rpc, wire
 from banyan_runtime.rpc import Code, RpcError
+from banyan_runtime.rpc_bounds import MAX_UNREAD_BYTES
 
 from .conftest import Eventually, Pair
 
@@ -91,18 +92,42 @@ async def test_cancelling_a_consumer_closes_its_handler(pair: Pair, eventually: 
     await eventually(lambda: flood.is_closed)
 
 
+async def test_leaving_a_stream_that_waits_for_its_reader_is_no_failure(
+    pair: Pair, eventually: Eventually
+) -> None:
+    told: list[str] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context["message"]))
+    flood = Flood(payload="x" * LARGE_BYTES)
+    server = await pair.server.serve(pair.address, [rpc.serve_stream(wire.WATCH, flood.watch)])
+    reports = pair.client.channel(server.address).stream(wire.WATCH, worker_pb2.WatchRequest())
+    await anext(reports)
+    await stopped(flood)
+    await reports.aclose()
+    await eventually(lambda: flood.is_closed)
+    await server.stop(0)
+    assert told == []
+
+
+async def stopped(flood: Flood) -> int:
+    """How many messages it had sent when nobody read them."""
+    stopped_at = -1
+    async with asyncio.timeout(60):
+        while stopped_at != flood.num_sent:
+            stopped_at = flood.num_sent
+            await asyncio.sleep(0.3)
+    return stopped_at
+
+
 async def test_a_consumer_that_does_not_read_stops_the_producer(pair: Pair) -> None:
     flood = Flood(payload="x" * LARGE_BYTES)
     server = await pair.server.serve(pair.address, [rpc.serve_stream(wire.WATCH, flood.watch)])
     channel = pair.client.channel(server.address)
     reports = channel.stream(wire.WATCH, worker_pb2.WatchRequest())
     await anext(reports)
-    stopped_at = -1
-    async with asyncio.timeout(10):
-        while stopped_at != flood.num_sent:
-            stopped_at = flood.num_sent
-            await asyncio.sleep(0.3)
-    assert stopped_at * LARGE_BYTES < 16 * 1024 * 1024
+    stopped_at = await stopped(flood)
+    # One more is read, one waits to be written.
+    assert (stopped_at - 2) * LARGE_BYTES <= MAX_UNREAD_BYTES
     numbers = [(await anext(reports)).num_blocks for _ in range(stopped_at + 10)]
     assert numbers == list(range(2, stopped_at + 12))
     await reports.aclose()

@@ -14,7 +14,7 @@ import grpc
 from google.protobuf.message import Message
 
 from banyan_runtime.grpc_security import ChannelSecurity
-from banyan_runtime.grpc_terms import MESSAGE_OPTIONS, TO_STATUS, encode
+from banyan_runtime.grpc_terms import COMMON_OPTIONS, TO_STATUS, encode
 from banyan_runtime.rpc import (
     BidiStream,
     ClientStream,
@@ -32,7 +32,7 @@ Req = TypeVar("Req", bound=Message)
 Res = TypeVar("Res", bound=Message)
 
 _CHANNEL_OPTIONS = [
-    *MESSAGE_OPTIONS,
+    *COMMON_OPTIONS,
     ("grpc.initial_reconnect_backoff_ms", 50),
     ("grpc.min_reconnect_backoff_ms", 5_000),  # in truth the time that one attempt may take
     ("grpc.max_reconnect_backoff_ms", 500),

@@ -14,13 +14,13 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]  # it ships no types
 
-from banyan_runtime.grpc_terms import MESSAGE_OPTIONS, TO_STATUS, encode
+from banyan_runtime.grpc_terms import COMMON_OPTIONS, TO_STATUS, encode
 from banyan_runtime.rpc import ClientStream, Handler, RpcError, ServerStream, Unary
 from banyan_runtime.rpc_bounds import report_handler_failure
 from banyan_runtime.trace_context import TRACEPARENT, enter_trace
 
 SERVER_OPTIONS = [
-    *MESSAGE_OPTIONS,
+    *COMMON_OPTIONS,
     ("grpc.so_reuseport", 0),
     ("grpc.server.max_pending_requests", 20_000),
     ("grpc.server.max_pending_requests_hard_limit", 40_000),
@@ -96,7 +96,10 @@ def _answer_many(handler: Handler, traced: bool) -> Callable[[Any, Any], Any]:
             _enter_trace(context)
         async with _aborting(handler, context), aclosing(handler.function(request)) as answers:
             async for message in answers:
-                await context.write(message)
+                try:
+                    await context.write(message)
+                except grpc.aio.InternalError:
+                    return  # its reader has gone: no failure of the handler's
 
     return answer
 

@@ -1,4 +1,4 @@
-"""What both ends of a gRPC call agree on: how large a message may be, and what a status means."""
+"""What both ends of a gRPC call agree on: how much it may carry at once, what a status means."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import grpc
 from google.protobuf.message import Message
 
 from banyan_runtime.rpc import Code
-from banyan_runtime.rpc_bounds import MAX_MESSAGE_BYTES
+from banyan_runtime.rpc_bounds import MAX_MESSAGE_BYTES, MAX_UNREAD_BYTES
 
-MESSAGE_OPTIONS = [
+COMMON_OPTIONS = [
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # A window that follows the measured delay has no bound where a busy machine is the delay.
+    ("grpc.http2.bdp_probe", 0),
+    ("grpc.http2.lookahead_bytes", MAX_UNREAD_BYTES // 4),  # up to twice that is under way
 ]
 
 TO_STATUS = {

@@ -15,6 +15,8 @@ from banyan_runtime.rpc import Code, RpcError
 MAX_IN_FLIGHT = 512
 MAX_WAIT_S = 5.0
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+MAX_UNREAD_BYTES = 16 * 1024 * 1024
+"""What a stream holds, about, of what its reader has not taken; then its writer waits."""
 
 
 class CallSlots:
