@@ -12,7 +12,7 @@ QUESTION = (
 )
 
 
-def test_the_file_needs_no_settings_and_the_example_names_them_all() -> None:
+def test_the_file_needs_no_settings_and_the_example_names_them_all(engine: None) -> None:
     example = (ROOT / ".env.example").read_text()
     asked = json.loads(ComposeMesh("banyan-test").compose("config", "--variables", "--format=json"))
     assert {name for name, variable in asked.items() if variable.get("Required")} == set()
