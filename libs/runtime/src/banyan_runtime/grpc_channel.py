@@ -11,10 +11,11 @@ from contextlib import asynccontextmanager
 from typing import Any, TypeVar
 
 import grpc
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 
+from banyan_runtime.grpc_call_stream import SHORT_BYTES, CallStream, NotOffered
 from banyan_runtime.grpc_security import ChannelSecurity
-from banyan_runtime.grpc_terms import COMMON_OPTIONS, TO_STATUS, encode
+from banyan_runtime.grpc_terms import COMMON_OPTIONS, FROM_STATUS, encode
 from banyan_runtime.rpc import (
     BidiStream,
     ClientStream,
@@ -41,10 +42,7 @@ _CHANNEL_OPTIONS = [
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.use_local_subchannel_pool", 1),  # a back-off is one channel's own
 ]
-_FROM_STATUS = {status: code for code, status in TO_STATUS.items()} | {
-    # Not by this client's will, or its task would be cancelled: the server is going away.
-    grpc.StatusCode.CANCELLED: Code.UNAVAILABLE,
-}
+_BY_NUMBER = {status.value[0]: status for status in grpc.StatusCode}
 
 
 class GrpcChannel:
@@ -59,6 +57,7 @@ class GrpcChannel:
         else:
             credentials = security.channel_credentials()
             self._channel = grpc.aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
+        self._calls = CallStream(self._channel, lambda error: _from_grpc(error, address))
 
     @property
     def address(self) -> str:
@@ -73,12 +72,36 @@ class GrpcChannel:
         return stub
 
     async def unary(self, method: Unary[Req, Res], request: Req, timeout_s: float) -> Res:
-        stub = self._stub(self._channel.unary_unary, method)
         async with self._slots.one():
-            try:
-                answer: Res = await stub(request, timeout=timeout_s, metadata=_trace_metadata())
-            except grpc.aio.AioRpcError as error:
-                raise _from_grpc(error, self._address) from None
+            if self._calls.is_offered:
+                encoded = encode(request)
+                if len(encoded) <= SHORT_BYTES:
+                    try:
+                        return await self._shared(method, encoded, timeout_s)
+                    except NotOffered:
+                        pass  # nothing has run yet
+            return await self._alone(method, request, timeout_s)
+
+    async def _shared(self, method: Unary[Req, Res], request: bytes, timeout_s: float) -> Res:
+        trace = current_trace()
+        traceparent = "" if trace is None else str(trace)
+        answer = await self._calls.call(method.path, request, timeout_s, traceparent)
+        if answer.status == grpc.StatusCode.UNIMPLEMENTED.value[0]:
+            raise NotOffered  # health and reflection, say, are gRPC's own
+        if answer.status:
+            status = _BY_NUMBER.get(answer.status, grpc.StatusCode.UNKNOWN)
+            raise _told(status, answer.message, self._address)
+        try:
+            return method.response.FromString(answer.response)
+        except DecodeError as error:
+            raise RpcError(Code.INTERNAL, f"{method.path}: {error}") from None
+
+    async def _alone(self, method: Unary[Req, Res], request: Req, timeout_s: float) -> Res:
+        stub = self._stub(self._channel.unary_unary, method)
+        try:
+            answer: Res = await stub(request, timeout=timeout_s, metadata=_trace_metadata())
+        except grpc.aio.AioRpcError as error:
+            raise _from_grpc(error, self._address) from None
         return answer
 
     async def stream(
@@ -128,6 +151,7 @@ class GrpcChannel:
             await asyncio.gather(sender, return_exceptions=True)
 
     async def close(self) -> None:
+        await self._calls.close()
         await self._channel.close()
 
 
@@ -152,8 +176,11 @@ def _trace_metadata() -> tuple[tuple[str, str], ...] | None:
 
 
 def _from_grpc(error: grpc.aio.AioRpcError, address: str) -> RpcError:
-    code = _FROM_STATUS.get(error.code(), Code.INTERNAL)
-    details = error.details() or error.code().name
+    return _told(error.code(), error.details() or error.code().name, address)
+
+
+def _told(status: grpc.StatusCode, details: str, address: str) -> RpcError:
+    code = FROM_STATUS.get(status, Code.INTERNAL)
     if code is not Code.UNAVAILABLE:
         return RpcError(code, details)
     # gRPC has no status for it; its words come from the operating system.

@@ -12,6 +12,7 @@ from grpc_health.v1 import (  # type: ignore[import-untyped]  # it ships no type
 )
 from grpc_reflection.v1alpha import reflection  # type: ignore[import-untyped]  # nor does this
 
+from banyan_runtime.grpc_call_desk import CallDesk
 from banyan_runtime.grpc_channel import GrpcChannel
 from banyan_runtime.grpc_security import ChannelSecurity
 from banyan_runtime.grpc_server import SERVER_OPTIONS, GrpcServer, generic_handlers
@@ -35,6 +36,8 @@ class GrpcNetwork:
 
     async def serve(self, address: str, handlers: Sequence[Handler]) -> GrpcServer:
         server = grpc.aio.server(options=SERVER_OPTIONS)
+        calls = CallDesk(handlers, self._traced)
+        handlers = (*handlers, calls.handler())
         generic = generic_handlers(handlers, self._traced)
         server.add_generic_rpc_handlers(generic)
         servicer = health.aio.HealthServicer()
@@ -44,7 +47,7 @@ class GrpcNetwork:
         reflection.enable_server_reflection(sorted(set(names)), server)
         port = self._bind(server, address)
         await server.start()
-        bound = GrpcServer(server, f"{address.rpartition(':')[0]}:{port}", servicer)
+        bound = GrpcServer(server, f"{address.rpartition(':')[0]}:{port}", servicer, calls)
         bound.set_serving(True)
         self._servers.append(bound)
         return bound

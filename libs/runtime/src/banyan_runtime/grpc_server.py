@@ -14,9 +14,9 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]  # it ships no types
 
-from banyan_runtime.grpc_terms import COMMON_OPTIONS, TO_STATUS, encode
-from banyan_runtime.rpc import ClientStream, Handler, RpcError, ServerStream, Unary
-from banyan_runtime.rpc_bounds import report_handler_failure
+from banyan_runtime.grpc_call_desk import CallDesk
+from banyan_runtime.grpc_terms import COMMON_OPTIONS, encode, status_of
+from banyan_runtime.rpc import ClientStream, Handler, ServerStream, Unary
 from banyan_runtime.trace_context import TRACEPARENT, enter_trace
 
 SERVER_OPTIONS = [
@@ -33,8 +33,13 @@ class GrpcServer:
     """Made by `GrpcNetwork.serve`."""
 
     def __init__(
-        self, server: grpc.aio.Server, address: str, servicer: health.aio.HealthServicer
+        self,
+        server: grpc.aio.Server,
+        address: str,
+        servicer: health.aio.HealthServicer,
+        calls: CallDesk,
     ) -> None:
+        self._calls = calls
         self._server = server
         self._address = address
         self._health = servicer
@@ -53,6 +58,7 @@ class GrpcServer:
         self.set_serving(False)
         if self._changing is not None:
             await self._changing
+        self._calls.stop()
         await self._server.stop(grace_s)
 
 
@@ -114,11 +120,7 @@ def _enter_trace(context: Any) -> None:
 async def _aborting(handler: Handler, context: Any) -> AsyncIterator[None]:
     try:
         yield
-    except RpcError as error:
-        await context.abort(TO_STATUS[error.code], error.message)
     except (grpc.aio.AbortError, grpc.aio.AioRpcError):
         raise
     except Exception as error:
-        report_handler_failure(handler.method.path, error)
-        message = f"{handler.method.path}: {type(error).__name__}: {error}"
-        await context.abort(grpc.StatusCode.INTERNAL, message)
+        await context.abort(*status_of(handler.method.path, error))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from banyan.v1 import kv_pb2, router_pb2, worker_pb2
+from banyan.v1 import calls_pb2, kv_pb2, router_pb2, worker_pb2
 from banyan_runtime.rpc import BidiStream, ClientStream, ServerStream, Unary
+
+CONVERSE = BidiStream("/banyan.v1.Calls/Converse", calls_pb2.CallBatch, calls_pb2.AnswerBatch)
 
 PLACE = Unary("/banyan.v1.Router/Place", router_pb2.PlaceRequest, router_pb2.PlaceResponse)
 VIEW = Unary("/banyan.v1.Router/View", router_pb2.ViewRequest, router_pb2.ViewResponse)
