@@ -80,7 +80,7 @@ def test_generation_config_names_the_end_tokens(tmp_path: Path) -> None:
         (QWEN2 | {"attention_bias": True}, "attention_bias: True, expected false"),
         (QWEN2 | {"mlp_bias": True}, "mlp_bias: True, expected false"),
         ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping: is set"),
-        ({"quantization_config": {"bits": 4}}, "quantization_config: is set"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config: quant_method: None, expected"),
         ({"sliding_window": 128}, "sliding_window: 128, expected null"),
         (QWEN2 | {"layer_types": ["full_attention"]}, "layer_types: .*, expected 2 of them"),
         (QWEN2 | {"layer_types": ["chunked"] * 2}, "layer_types: 'chunked', expected sliding"),

@@ -59,6 +59,21 @@ def test_card_of_a_folder(folder: Path) -> None:
     assert packed.kv_layout.dtype == "int8"
 
 
+def test_a_packed_folder_is_another_model_and_is_not_packed_again(folder: Path) -> None:
+    plain = read_card(folder, 16, "fast")
+    gptq = {"quant_method": "gptq", "bits": 4, "group_size": 128}
+    digests = {plain.digest}
+    for version in ("gptq", "gptq_v2"):
+        packing = {"quantization_config": gptq | {"checkpoint_format": version}}
+        (folder / "config.json").write_text(json.dumps(CONFIG | packing))
+        digests.add(read_card(folder, 16, "fast").digest)
+    assert len(digests) == 3
+    with pytest.raises(ModelFolderError, match="quantize: int8, expected none"):
+        read_card(folder, 16, "fast", quantize=Quantize.INT8)
+    with pytest.raises(ModelFolderError, match="numerics: deterministic, expected fast"):
+        read_card(folder, 16, "deterministic")
+
+
 @pytest.mark.parametrize("place", [0, LONG - 1])
 def test_other_weights_give_another_digest(folder: Path, place: int) -> None:
     before = read_card(folder, 16, "fast")

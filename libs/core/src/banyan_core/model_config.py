@@ -23,6 +23,7 @@ from banyan_core.model_spec import (
     RopeSpec,
     TensorNames,
 )
+from banyan_core.packing_config import parse_packing
 from banyan_core.rope_config import parse_rope, rope_scaling
 
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
@@ -157,6 +158,7 @@ def parse_config(values: Mapping[str, object], end_token_ids: tuple[int, ...] = 
         output_bias=_bias(config, family.output_bias),
         mlp_bias=config.flag("mlp_bias", False),
         names=family.names,
+        packing=parse_packing(config),
     )
 
 
@@ -170,7 +172,7 @@ def _known_family(config: ConfigFields) -> tuple[str, Family]:
 
 def _refuse_unknown_mathematics(config: ConfigFields, family: Family) -> None:
     """Name the first field whose value would need code that is not there."""
-    unset = ["quantization_config"]
+    unset = []
     if not family.gemma:
         unset.append("final_logit_softcapping")
     if not family.attention_soft_cap:

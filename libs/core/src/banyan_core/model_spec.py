@@ -91,6 +91,20 @@ class TensorNames:
 
 
 @dataclass(frozen=True, slots=True)
+class Packing:
+    """How the matrices of a checkpoint are packed on disk: whole numbers of `bits`, and a scale for
+    each `group_size` input channels of an output channel; None: one scale for all.
+
+    `zero_shift` is to be added to a zero point as it stands in the file.
+    """
+
+    layout: str  # "compressed-tensors", "gptq" or "awq"
+    bits: int
+    group_size: int | None
+    zero_shift: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """Shape of a decoder. `context_tokens` is the longest sequence that it was made for."""
 
@@ -119,6 +133,7 @@ class ModelSpec:
     output_bias: bool = False
     mlp_bias: bool = False
     names: TensorNames = TensorNames()
+    packing: Packing | None = None
 
     @property
     def num_layers(self) -> int:

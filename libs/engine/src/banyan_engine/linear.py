@@ -68,17 +68,20 @@ class Int4:
     """Nibbles in groups of 32 input channels, each with a bfloat16 scale.
 
     `packed` is uint8 [out, groups, 16]: byte j has channel j in its low half, j + 16 in its high
-    one, both plus 8. `scales` is [out, groups].
+    one, both plus 8. `scales` is [out, groups]. `offsets` are added to the weights, float32 [out,
+    groups of any one size]: a checkpoint's zero points, times their scales.
     """
 
     shape: torch.Size
     packed: Tensor
     scales: Tensor
+    offsets: Tensor | None = None
 
     @property
     def num_bytes(self) -> int:
         """Bytes that one product reads of it."""
-        return self.packed.nbytes + self.scales.nbytes
+        offsets = 0 if self.offsets is None else self.offsets.nbytes
+        return self.packed.nbytes + self.scales.nbytes + offsets
 
     def unpack(self, rows: slice, dtype: torch.dtype) -> Tensor:
         """Some output channels as numbers, [channels, in]."""
@@ -88,7 +91,12 @@ class Int4:
         values[..., :half] = packed & 15
         values[..., half:] = packed >> 4
         values.sub_(8).mul_(self.scales[rows, :, None])
-        return values.flatten(1)[:, : self.shape[1]]
+        values = values.flatten(1)[:, : self.shape[1]]
+        if self.offsets is None:
+            return values
+        offsets = self.offsets[rows, :, None]
+        grouped = values.reshape(len(values), offsets.shape[1], -1) + offsets
+        return grouped.flatten(1).to(dtype)
 
 
 Weight = Dense | Int8 | Int4
@@ -132,7 +140,19 @@ def linear(x: Tensor, weight: Weight, bias: Tensor | None = None) -> Tensor:
     helper = native.library() if _is_helped(x, weight) else None
     if helper is None:
         return linear_torch(x, weight, bias)
+    if isinstance(weight, Int4) and weight.offsets is not None:
+        return _with_offsets(x, weight, weight.offsets, bias, helper)
     return linear_helped(x, weight, bias, helper)
+
+
+def _with_offsets(
+    x: Tensor, weight: Int4, offsets: Tensor, bias: Tensor | None, helper: ctypes.CDLL
+) -> Tensor:
+    """An offset counts once for its whole group of x. In float32: the two parts may cancel."""
+    wide = x.to(torch.float32)
+    sums = wide.reshape(len(x), offsets.shape[1], -1).sum(2)
+    y = linear_helped(wide, weight, None, helper).addmm_(sums, offsets.t())
+    return (y if bias is None else y + bias).to(x.dtype)
 
 
 def _is_helped(x: Tensor, weight: Weight) -> bool:

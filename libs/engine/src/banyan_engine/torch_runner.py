@@ -10,6 +10,7 @@ from torch import Tensor
 
 from banyan_core import model_spec
 from banyan_core.masks import MaskSource
+from banyan_core.packing_config import check_packing
 from banyan_core.runner import PlanItem, Sampled, StepPlan, StepResult
 from banyan_core.types import Adapter, KvLayout
 from banyan_engine.cpu import default_dtype
@@ -71,8 +72,10 @@ class TorchRunner:
         _check_choices(numerics, dtype, num_threads)
         _check_formats(numerics, kv_dtype, quantize)
         spec = read_spec(folder)
+        check_packing(spec.packing, numerics, quantize)
         if on_cuda:
-            check_on_cuda(numerics, kv_dtype, quantize, block_size, spec.head_dim)
+            packed = quantize if spec.packing is None else spec.packing.layout
+            check_on_cuda(numerics, kv_dtype, packed, block_size, spec.head_dim)
         layout = model_spec.kv_layout(spec, kv_dtype)
         num_blocks = _pool_blocks(num_blocks, kv_bytes, layout, block_size)
         self._kv = PagedKv(layout, num_blocks, block_size, self._device)

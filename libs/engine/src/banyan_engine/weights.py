@@ -21,6 +21,7 @@ from banyan_core.model_spec import ExpertsSpec
 from banyan_engine.checkpoint import check_tensors, expected_shapes, let_go, norm_names, open_files
 from banyan_engine.device import CPU
 from banyan_engine.linear import Dense, Weight, dense, quantize_int4, quantize_int8
+from banyan_engine.packed_checkpoint import PackedCheckpoint
 from banyan_engine.spec import ModelError, ModelSpec
 
 
@@ -81,14 +82,18 @@ def load_weights(
 ) -> ModelWeights:
     """All tensors in `dtype`, the matrices of layers packed where `quantize` names a format.
 
-    The embedding then keeps `dtype`, and the head is int8. Raises ModelError naming what is
+    The embedding then keeps `dtype`, and the head is int8. A folder that is packed on disk stays
+    as its files have it. Raises ModelError naming what is
     missing, surplus or misshapen.
     """
     with ExitStack() as opened:
         try:
-            sources = open_files(folder, opened)
-            check_tensors(sources, expected_shapes(spec))
-            return _Loader(sources, spec, dtype, quantize, device).model()
+            sources, shapes, packed = open_files(folder, opened), expected_shapes(spec), None
+            if spec.packing is not None:
+                packed = PackedCheckpoint(spec.packing, shapes, sources, dtype)
+                shapes = packed.file_shapes
+            check_tensors(sources, shapes)
+            return _Loader(sources, packed, spec, dtype, quantize, device).model()
         except SafetensorError as error:
             raise ModelError(f"{folder.name}: expected whole safetensors files: {error}") from error
 
@@ -99,12 +104,14 @@ class _Loader:
     def __init__(
         self,
         sources: dict[str, Any],
+        packed: PackedCheckpoint | None,
         spec: ModelSpec,
         dtype: torch.dtype,
         quantize: str | None,
         device: torch.device,
     ) -> None:
         self._sources = sources
+        self._packed = packed
         self._device = device
         self._make, self._make_head = FORMATS[quantize], quantize_int8 if quantize else Dense
         self._spec = spec
@@ -117,8 +124,13 @@ class _Loader:
             embedding=embedding,
             layers=tuple(self._layer(index) for index in range(self._spec.num_layers)),
             norm=self._norm("model.norm"),
-            head=self._make_head(embedding if tied else self._take("lm_head.weight")),
+            head=self._make_head(embedding) if tied else self._head("lm_head"),
         )
+
+    def _head(self, module: str) -> Weight:
+        if self._packed is not None and module in self._packed:
+            return self._packed.matrix(module)
+        return self._make_head(self._take(f"{module}.weight"))
 
     def _layer(self, index: int) -> LayerWeights:
         spec, place = self._spec, f"model.layers.{index}."
@@ -172,6 +184,8 @@ class _Loader:
         )
 
     def _matrix(self, *modules: str) -> Weight:
+        if self._packed is not None and modules[0] in self._packed:
+            return self._packed.matrix(*modules)
         return self._make(self._take(*(f"{module}.weight" for module in modules)))
 
     def _bias(self, *modules: str) -> Tensor:

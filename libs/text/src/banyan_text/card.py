@@ -15,6 +15,7 @@ from typing import Any
 from banyan_core.echo import ECHO_LAYOUT
 from banyan_core.model_config import parse_config
 from banyan_core.model_spec import KvDtype, ModelError, Quantize, kv_dtype, kv_layout
+from banyan_core.packing_config import check_packing
 from banyan_core.types import ModelCard
 from banyan_text.model_folder import (
     ModelFolderError,
@@ -41,8 +42,8 @@ def read_card(
 ) -> ModelCard:
     """The card of a folder in Hugging Face layout; `name` defaults to the folder's own.
 
-    Packed weights make other KV, so `quantize` is part of the card's numerics. `kv` unset follows
-    from `numerics`.
+    Packed weights make other KV, so `quantize` is part of the card's numerics; a folder that is
+    packed is told apart by its files and `config.json`. `kv` unset follows from `numerics`.
 
     Raises ModelFolderError when the folder is missing, incomplete or makes no sense.
     """
@@ -50,6 +51,7 @@ def read_card(
     config = read_object(folder / "config.json")
     try:
         spec = parse_config(config)
+        check_packing(spec.packing, numerics, quantize)
     except ModelError as error:
         raise ModelFolderError(f"{folder}: {error}") from None
     return ModelCard(
