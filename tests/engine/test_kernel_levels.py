@@ -8,10 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from banyan_engine.kernels import native
+from banyan_core.types import equal_layers
+from banyan_engine.attention import attend_dense
+from banyan_engine.kernels import chunks, native
 from banyan_engine.kernels.build import LEVELS, binary_name, cache_folder, compile_level, cpu_level
 from banyan_engine.kernels.native import Pools
 from banyan_engine.linear import dense, linear_helped, linear_torch, quantize_int4, quantize_int8
+from banyan_engine.paged_kv import PagedKv
 
 _TYPES = (torch.bfloat16, torch.float32)
 
@@ -55,3 +58,19 @@ def test_attention(at_level: ctypes.CDLL, dtype: torch.dtype, kv: torch.dtype) -
     weights = (torch.einsum("hd,thd->ht", q[0].float(), k) * 0.1).softmax(-1)
     wanted = torch.einsum("ht,thd->hd", weights, v)
     torch.testing.assert_close(found[0].float(), wanted, rtol=0, atol=1e-2)
+
+
+@pytest.mark.parametrize("kv", [torch.bfloat16, torch.int8])
+def test_attention_of_chunks(at_level: ctypes.CDLL, kv: torch.dtype) -> None:
+    layout = equal_layers(1, 2, 80, str(kv).removeprefix("torch."))
+    pool, table = PagedKv(layout, 13, 16), torch.randperm(13)
+    k, v = (torch.randn(200, 2, 80).to(torch.bfloat16) for _ in ("keys", "values"))
+    pool.write(0, pool.slots(0, 200, table), k, v)
+    q = torch.randn(150, 4, 80).to(torch.bfloat16)
+    found = torch.empty_like(q)
+    chunks.attend(
+        q, pool.pools(0), 50, table, found, scale=0.1, window=90, softcap=None, helper=at_level
+    )
+    k, v = (rows[:200].float() for rows in pool.gather(0, table))
+    wanted = attend_dense(q.float(), k, v, 0.1, 90)
+    torch.testing.assert_close(found.float(), wanted, rtol=0, atol=2e-2)

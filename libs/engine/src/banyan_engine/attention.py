@@ -3,14 +3,16 @@
 `attend_dense` is the definition, plain and slow; it stays and judges. `PagedAttention` computes
 the same for a whole step's batch over blocks. It treats two shapes apart, because their costs
 differ: chunks go one by one; single tokens (decode) of many sequences go together. The compiled
-helper reads their blocks in place. Without it they are gathered, padded to the longest of their
-group, and the query heads that share a KV head are handled as rows of one product, so that K and
-V are read once and never repeated. On a GPU `paged_flex` takes its place.
+helper reads the blocks of both in place. Without it they are gathered, those of single tokens
+padded to the longest of their group, and the query heads that share a KV head are handled as rows
+of one product, so that K and V are read once and never repeated. On a GPU `paged_flex` takes its
+place.
 """
 
 from __future__ import annotations
 
 import ctypes
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol
 
@@ -18,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from banyan_engine.kernels import native
+from banyan_engine.kernels import chunks, native
 from banyan_engine.paged_flex import FlexAttention
 from banyan_engine.paged_kv import PagedKv
 from banyan_engine.spans import Span
@@ -70,7 +72,7 @@ class _DecodeGroup(NamedTuple):
 
 
 class _View(NamedTuple):
-    """What a step's spans attend to in the layers of one window."""
+    """What the spans that torch attends for see in the layers of one window."""
 
     chunks: list[_Chunk]
     groups: list[_DecodeGroup]
@@ -82,6 +84,18 @@ class _Helped(NamedTuple):
     helper: ctypes.CDLL
     places: Tensor
     rows: native.Rows
+
+
+class _Placed(NamedTuple):
+    """A span, and which row of the batch is its first."""
+
+    row: int
+    span: Span
+
+    @property
+    def rows(self) -> slice:
+        """All its rows of the batch."""
+        return slice(self.row, self.row + self.span.num_tokens)
 
 
 class Attention(Protocol):
@@ -120,25 +134,36 @@ class PagedAttention:
         self._kv = kv
         self._scale = scale
         self._soft_cap = soft_cap
-        if helper is not None and not all(
-            native.can_attend(dtype, kv.pools(layer)) for layer in range(kv.layout.num_layers)
-        ):
-            helper = None
-        self._helped = None if helper is None else _helped(helper, spans)
+        self._helper = helper
+        pools = [kv.pools(layer) for layer in range(kv.layout.num_layers)]
+        singles, several = _by_shape(spans)
+        self._helped = None
+        if helper and singles and all(native.can_attend(dtype, each) for each in pools):
+            self._helped, singles = _helped(helper, singles), []
+        can_chunks = helper and all(chunks.can_attend(dtype, each) for each in pools)
+        self._helped_chunks, several = (several, []) if can_chunks else ([], several)
         self._views = {
-            window: _view(kv, spans, window, dtype, with_decodes=helper is None)
+            window: _View(
+                [_chunk(kv, each, window, dtype) for each in several],
+                [
+                    _decode_group(kv, each, window, dtype)
+                    for each in _alike(singles, kv.block_size, window)
+                ],
+            )
             for window in dict.fromkeys(layer.window for layer in kv.layout.layers)
         }
 
     def attend(self, layer: int, q: Tensor) -> Tensor:
         """q [tokens of the batch, heads, head_dim] to the same shape."""
         view = self._views[self._kv.layout.layers[layer].window]
-        if self._helped is not None and not view.chunks:
+        if self._helped is not None and len(self._helped.places) == len(q):
             return self._attend_helped(layer, q, self._helped)
-        attended = torch.empty_like(q)
+        attended = q.new_empty(q.shape)
         if self._helped is not None:
             part = self._attend_helped(layer, q[self._helped.places], self._helped)
             attended.index_copy_(0, self._helped.places, part)
+        for placed in self._helped_chunks:
+            self._attend_helped_chunk(layer, q[placed.rows], placed.span, attended[placed.rows])
         for chunk in view.chunks:
             attended[chunk.rows] = self._attend_chunk(layer, q[chunk.rows], chunk)
         for group in view.groups:
@@ -154,6 +179,20 @@ class PagedAttention:
             window=self._kv.layout.layers[layer].window,
             softcap=self._soft_cap,
             helper=helped.helper,
+        )
+
+    def _attend_helped_chunk(self, layer: int, q: Tensor, span: Span, out: Tensor) -> None:
+        assert self._helper is not None
+        chunks.attend(
+            q,
+            self._kv.pools(layer),
+            span.start,
+            span.block_table,
+            out,
+            scale=self._scale,
+            window=self._kv.layout.layers[layer].window,
+            softcap=self._soft_cap,
+            helper=self._helper,
         )
 
     def _attend_chunk(self, layer: int, q: Tensor, chunk: _Chunk) -> Tensor:
@@ -190,41 +229,18 @@ class PagedAttention:
         return (scores + mask).softmax(dim=-1) @ v
 
 
-def _helped(helper: ctypes.CDLL, spans: Sequence[Span]) -> _Helped | None:
-    """All single tokens; None when there are none."""
-    singles: list[Span] = []
-    places: list[int] = []
-    row = 0
-    for span in spans:
-        if span.num_tokens == 1:
-            singles.append(span)
-            places.append(row)
-        row += span.num_tokens
-    if not singles:
-        return None
-    rows = native.rows([span.start for span in singles], [span.block_table for span in singles])
-    return _Helped(helper, torch.tensor(places), rows)
+def _by_shape(spans: Sequence[Span]) -> tuple[list[_Placed], list[_Placed]]:
+    """Those of one token, and those of several."""
+    ends = itertools.accumulate(span.num_tokens for span in spans)
+    placed = [_Placed(end - span.num_tokens, span) for end, span in zip(ends, spans, strict=True)]
+    singles = [each for each in placed if each.span.num_tokens == 1]
+    return singles, [each for each in placed if each.span.num_tokens > 1]
 
 
-def _view(
-    kv: PagedKv,
-    spans: Sequence[Span],
-    window: int | None,
-    dtype: torch.dtype,
-    *,
-    with_decodes: bool,
-) -> _View:
-    chunks: list[_Chunk] = []
-    decodes: list[tuple[int, Span]] = []
-    row = 0
-    for span in spans:
-        if span.num_tokens > 1:
-            chunks.append(_chunk(kv, span, row, window, dtype))
-        elif with_decodes:
-            decodes.append((row, span))
-        row += span.num_tokens
-    groups = _alike(decodes, kv.block_size, window)
-    return _View(chunks, [_decode_group(kv, each, window, dtype) for each in groups])
+def _helped(helper: ctypes.CDLL, singles: Sequence[_Placed]) -> _Helped:
+    spans = [span for _, span in singles]
+    rows = native.rows([span.start for span in spans], [span.block_table for span in spans])
+    return _Helped(helper, torch.tensor([row for row, _ in singles]), rows)
 
 
 def _seen_blocks(span: Span, block_size: int, window: int | None) -> slice:
@@ -239,7 +255,8 @@ def _hidden(positions: Tensor, keys: Tensor, window: int | None) -> Tensor:
     return hidden if window is None else hidden | (keys <= positions - window)
 
 
-def _chunk(kv: PagedKv, span: Span, row: int, window: int | None, dtype: torch.dtype) -> _Chunk:
+def _chunk(kv: PagedKv, placed: _Placed, window: int | None, dtype: torch.dtype) -> _Chunk:
+    span = placed.span
     blocks = _seen_blocks(span, kv.block_size, window)
     begin = blocks.start * kv.block_size
     mask = None
@@ -247,17 +264,14 @@ def _chunk(kv: PagedKv, span: Span, row: int, window: int | None, dtype: torch.d
         positions = torch.arange(span.start, span.end)[:, None]
         hidden = _hidden(positions, torch.arange(begin, span.end), window)
         mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, -torch.inf)
-    rows = slice(row, row + span.num_tokens)
-    return _Chunk(rows, slice(0, span.end - begin), span.block_table[blocks], mask)
+    return _Chunk(placed.rows, slice(0, span.end - begin), span.block_table[blocks], mask)
 
 
-def _alike(
-    decodes: Sequence[tuple[int, Span]], block_size: int, window: int | None
-) -> list[list[tuple[int, Span]]]:
+def _alike(singles: Sequence[_Placed], block_size: int, window: int | None) -> list[list[_Placed]]:
     """Cut into groups of at most GROUP_BLOCKS padded blocks, like lengths together."""
-    groups: list[list[tuple[int, Span]]] = []
-    for member in sorted(decodes, key=lambda member: member[1].start):
-        blocks = _seen_blocks(member[1], block_size, window)
+    groups: list[list[_Placed]] = []
+    for member in sorted(singles, key=lambda member: member.span.start):
+        blocks = _seen_blocks(member.span, block_size, window)
         if not groups or (len(groups[-1]) + 1) * (blocks.stop - blocks.start) > GROUP_BLOCKS:
             groups.append([])
         groups[-1].append(member)
@@ -265,7 +279,7 @@ def _alike(
 
 
 def _decode_group(
-    kv: PagedKv, members: Sequence[tuple[int, Span]], window: int | None, dtype: torch.dtype
+    kv: PagedKv, members: Sequence[_Placed], window: int | None, dtype: torch.dtype
 ) -> _DecodeGroup:
     blocks = [_seen_blocks(span, kv.block_size, window) for _, span in members]
     num_blocks = max(each.stop - each.start for each in blocks)
