@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.engine.packed_folders import Form, pack_folder
 
 import banyan_engine.demo
 from banyan_cli.answers_file import AnswersFile
@@ -88,6 +89,30 @@ def test_lines_of_every_kind_are_answered_and_bad_ones_named(tmp_path: Path) -> 
     assert errors["line-9"]["code"] == errors["line-11"]["code"] == "invalid_json"
     assert run(source, target).returncode == 0
     assert answers(target) == lines
+
+
+def test_a_packed_folder_needs_no_option_and_a_text_is_scored(tmp_path: Path) -> None:
+    packed = Path(shutil.copytree(banyan_engine.demo.model_folder(), tmp_path / "packed"))
+    pack_folder(packed, Form("awq", group=32, zeros=True))
+    scored = {"prompt": [[9, 8, 7], [6]], "max_tokens": 0, "echo": True, "logprobs": 1}
+    source = write_input(tmp_path / "in.jsonl", [CHAT, scored])
+    target = tmp_path / "out.jsonl"
+    options = ["generate", "--input", str(source), "--output", str(target), "--model", str(packed)]
+    ran = subprocess.run(
+        [sys.executable, "-m", "banyan_cli.main", *options],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.returncode == 0, ran.stderr
+    lines = answers(target)
+    assert "4821" in lines["line-1"]["response"]["body"]["choices"][0]["message"]["content"]
+    body = lines["line-2"]["response"]["body"]
+    likely = [each["logprobs"]["token_logprobs"] for each in body["choices"]]
+    assert [len(each) for each in likely] == [3, 1]
+    assert [each[0] for each in likely] == [None, None]
+    assert all(each < 0 for each in likely[0][1:])
+    assert body["usage"]["completion_tokens"] == 0
 
 
 @pytest.mark.timeout(300)

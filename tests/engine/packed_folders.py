@@ -80,7 +80,13 @@ def write_packed(
     packs: Callable[[str], bool] = is_matrix,
 ) -> dict[str, Tensor]:
     """A folder with random weights in this form. Returns its tensors as plain numbers, float32."""
-    write_random_model(folder, LLAMA | (config or {}), seed=7)
+    return pack_folder(write_random_model(folder, LLAMA | (config or {}), seed=7), form, packs)
+
+
+def pack_folder(
+    folder: Path, form: Form, packs: Callable[[str], bool] = is_matrix
+) -> dict[str, Tensor]:
+    """Pack a folder where it is. Returns its tensors as plain numbers, float32."""
     plain, files = load_file(folder / SINGLE_NAME), {}
     for name, tensor in plain.items():
         if not packs(name):
