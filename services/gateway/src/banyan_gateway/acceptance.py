@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from banyan_core.hashing import block_hashes, cache_salt
 from banyan_core.journey_messages import Accepted
 from banyan_core.types import ModelCard
@@ -14,25 +12,26 @@ HASH_INLINE_TOKENS = 2048
 """Longer prompts are hashed off the event loop: 1 us a block would hold up others' tokens."""
 
 
-@dataclass(frozen=True, slots=True)
 class Acceptance:
     """Of one gateway."""
 
-    mesh_secret: bytes
-    card: ModelCard
-    offload: Offload
+    def __init__(self, mesh_secret: bytes, card: ModelCard, offload: Offload) -> None:
+        self._mesh_secret = mesh_secret
+        self._block_size = card.block_size
+        self._card_digest = card.digest
+        self._offload = offload
 
     async def accept(self, request: GenerationRequest) -> Accepted:
         salt = cache_salt(
-            self.mesh_secret,
+            self._mesh_secret,
             request.share_group,
             request.cache_salt,
-            self.card.digest,
+            self._card_digest,
             None if request.adapter is None else request.adapter.digest,
         )
-        tokens, size = request.prompt_token_ids, self.card.block_size
+        tokens, size = request.prompt_token_ids, self._block_size
         if len(tokens) > HASH_INLINE_TOKENS:
-            hashes = await self.offload.run(block_hashes, tokens, size, salt)
+            hashes = await self._offload.run(block_hashes, tokens, size, salt)
         else:
             hashes = block_hashes(tokens, size, salt)
         deadline = request.deadline_ns
@@ -40,7 +39,7 @@ class Acceptance:
             request_id=request.request_id,
             tenant=request.tenant,
             model=request.model,
-            card_digest=self.card.digest,
+            card_digest=self._card_digest,
             prompt_token_ids=tokens,
             block_hashes=hashes,
             salt=salt,

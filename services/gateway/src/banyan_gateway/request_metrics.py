@@ -6,8 +6,9 @@ not the other way round: ten thousand tokens cost 2 ms, a call per gap would cos
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterator, Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 from prometheus_client.core import (
@@ -159,20 +160,28 @@ class _Durations:
         self._text = text
         self._texts = [str(bound) for bound in bounds_s]
         self._bounds_ns = [round(bound * NS_PER_S) for bound in bounds_s]
-        self._num_within = [0] * len(bounds_s)
-        self._num = 0
+        self._num_between = [0] * (len(bounds_s) + 1)  # not summed up; the last is past all bounds
         self._sum_ns = 0
 
     def add(self, values_ns: Sequence[int]) -> None:
-        ordered = sorted(values_ns)
+        if len(values_ns) < len(self._bounds_ns):
+            for value in values_ns:
+                self._num_between[bisect_left(self._bounds_ns, value)] += 1
+        else:
+            self._add_many(sorted(values_ns))
+        self._sum_ns += sum(values_ns)
+
+    def _add_many(self, ordered: Sequence[int]) -> None:
+        num_before = 0
         for place, bound in enumerate(self._bounds_ns):
-            self._num_within[place] += bisect_right(ordered, bound)
-        self._num += len(ordered)
-        self._sum_ns += sum(ordered)
+            num_within = bisect_right(ordered, bound)
+            self._num_between[place] += num_within - num_before
+            num_before = num_within
+        self._num_between[-1] += len(ordered) - num_before
 
     def metric(self, labels: Sequence[str]) -> Metric:
         family = HistogramMetricFamily(self._name, self._text, labels=["model_name"])
-        buckets = [*zip(self._texts, map(float, self._num_within), strict=True)]
-        buckets.append(("+Inf", float(self._num)))
+        texts = (*self._texts, "+Inf")
+        buckets = list(zip(texts, map(float, accumulate(self._num_between)), strict=True))
         family.add_metric(labels, buckets, self._sum_ns / NS_PER_S)
         return family

@@ -49,7 +49,9 @@ class WorkerLink:
         self._next_index: dict[str, int] = {}
         self._promised: dict[str, None] = {}  # admitted sequences, in order
         self._resumed: frozenset[str] = frozenset()  # those promised when the stream was opened
-        self._outgoing: asyncio.Queue[worker_pb2.TokensRequest] = asyncio.Queue(MAX_OUTGOING)
+        self._cancels: list[str] = []
+        self._acks: list[str] = []
+        self._due = asyncio.Event()
 
     def expect(self, sequence_id: str, next_index: int) -> None:
         """A sequence is about to be started here."""
@@ -62,22 +64,21 @@ class WorkerLink:
 
     def cancel(self, sequence_id: str) -> None:
         self._forget(sequence_id)
-        cancel = worker_pb2.TokensCancel(sequence_ids=[sequence_id])
-        self._say(worker_pb2.TokensRequest(cancel=cancel))
+        self._say(self._cancels, sequence_id)
 
     def ack(self, sequence_id: str) -> None:
         self._forget(sequence_id)
-        ack = worker_pb2.TokensAck(sequence_ids=[sequence_id])
-        self._say(worker_pb2.TokensRequest(ack=ack))
+        self._say(self._acks, sequence_id)
 
     def _forget(self, sequence_id: str) -> None:
         self._next_index.pop(sequence_id, None)
         self._promised.pop(sequence_id, None)
 
-    def _say(self, message: worker_pb2.TokensRequest) -> None:
+    def _say(self, outgoing: list[str], sequence_id: str) -> None:
         # Past the bound the worker reads nothing any more; its grace time ends what we drop here.
-        if not self._outgoing.full():
-            self._outgoing.put_nowait(message)
+        if len(outgoing) < MAX_OUTGOING:
+            outgoing.append(sequence_id)
+            self._due.set()
 
     async def run(self) -> None:
         """Keep the stream up until the worker is lost."""
@@ -151,4 +152,12 @@ class WorkerLink:
             )
         )
         while True:
-            yield await self._outgoing.get()
+            await self._due.wait()
+            self._due.clear()
+            cancels, self._cancels = self._cancels, []
+            acks, self._acks = self._acks, []
+            if cancels:
+                cancel = worker_pb2.TokensCancel(sequence_ids=cancels)
+                yield worker_pb2.TokensRequest(cancel=cancel)
+            if acks:
+                yield worker_pb2.TokensRequest(ack=worker_pb2.TokensAck(sequence_ids=acks))
