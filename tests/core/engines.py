@@ -10,12 +10,17 @@ from banyan_core.engine_messages import (
     ImportDone,
     ImportReady,
     ImportWanted,
+    Prepare,
     Report,
+    Revoke,
     RunStep,
+    StepBegun,
     StepDone,
+    StepRuns,
     Submit,
 )
 from banyan_core.hashing import block_hashes, derive
+from banyan_core.next_step import NextStep
 from banyan_core.runner import StepPlan
 from banyan_core.scheduler import EngineLimits
 from banyan_core.types import (
@@ -86,32 +91,61 @@ def hashes_of(prompt: tuple[int, ...]) -> tuple[bytes, ...]:
 
 
 class Bench:
-    """One loop and its runner. `facts` go in, steps run at once, what came out is kept."""
+    """One loop and its runner. `facts` go in, steps run at once, what came out is kept.
 
-    def __init__(self, num_blocks: int = 64, limits: EngineLimits | None = None) -> None:
+    With `goes_on` steps that were prepared begin by themselves, as they do in a worker: between
+    `compute` and `hear` one may have begun that the loop does not know of.
+    """
+
+    def __init__(
+        self, num_blocks: int = 64, limits: EngineLimits | None = None, *, goes_on: bool = True
+    ) -> None:
         self.loop = EngineLoop(card(), num_blocks, limits or EngineLimits())
         self.runner = EchoRunner(num_blocks, BLOCK_SIZE, EchoLatency())
+        self.goes_on = goes_on
         self.now = 0
         self.plan: StepPlan | None = None
+        self.next_step: NextStep | None = None
+        self.done: StepDone | None = None
+        self.plans: list[StepPlan] = []
         self.commands: list[EngineCommand] = []
         self.tokens: dict[str, dict[int, int]] = {}
         self.finished: dict[str, SequenceReport] = {}
         self.stepped: dict[str, list[tuple[int, int]]] = {}
         self.wake: int | None = None
 
+    @property
+    def num_begun(self) -> int:
+        """Steps that began by themselves."""
+        return sum(isinstance(command, StepBegun) for command in self.commands)
+
     def feed(self, *facts: EngineFact) -> list[EngineCommand]:
         """One step of the loop; leaves the step that it starts outstanding."""
         commands, self.wake = self.loop.step(self.now, facts)
         self.commands += commands
         for command in commands:
-            if isinstance(command, RunStep):
+            self._apply(command)
+        self.loop.check_invariants()
+        if self.goes_on and any(isinstance(one, RunStep | StepBegun) for one in commands):
+            self.feed(StepRuns(self.plans[-1].number))
+        return list(commands)
+
+    def _apply(self, command: EngineCommand) -> None:
+        match command:
+            case RunStep():
                 assert self.plan is None, "two steps outstanding"
-                self.plan = command.plan
-            if isinstance(command, Report):
+                self.plan, self.next_step = command.plan, None
+                self.plans.append(command.plan)
+            case StepBegun():
+                assert command.plan == self.plan, "the loop and the runner differ"
+                self.plans.append(command.plan)
+            case Prepare():
+                self.next_step = command.next_step
+            case Revoke():
+                self.next_step = None
+            case Report():
                 for report in command.sequences:
                     self._note(report)
-        self.loop.check_invariants()
-        return list(commands)
 
     def _note(self, report: SequenceReport) -> None:
         assert report.sequence_id not in self.finished, "news after the end"
@@ -122,18 +156,41 @@ class Bench:
         if report.finish is not None:
             self.finished[report.sequence_id] = report
 
-    def finish_step(self, *facts: EngineFact) -> list[EngineCommand]:
-        """Run the outstanding step; its result goes in before `facts`."""
-        assert self.plan is not None
-        plan, self.plan = self.plan, None
-        for item in plan.items:
+    def compute(self) -> None:
+        """Run the outstanding step, and begin the one that was prepared; the loop is not told."""
+        assert self.plan is not None and self.done is None
+        for item in self.plan.items:
             span = (item.start, item.start + len(item.token_ids))
             self.stepped.setdefault(item.sequence_id, []).append(span)
-        result = self.runner.run(plan, lambda layer: None)
+        result = self.runner.run(self.plan, lambda layer: None)
         self.now += result.modelled_ns
-        return self.feed(StepDone(result, result.modelled_ns), *facts)
+        self.plan = None if self.next_step is None else self.next_step.plan(result)
+        self.next_step = None
+        self.done = StepDone(result, result.modelled_ns, self.plan is not None)
+
+    def hear(self, *facts: EngineFact) -> list[EngineCommand]:
+        """Tell the loop of the step that was computed, then `facts`."""
+        assert self.done is not None
+        done, self.done = self.done, None
+        return self.feed(done, *facts)
+
+    def finish_step(self, *facts: EngineFact) -> list[EngineCommand]:
+        """Run the outstanding step; its result goes in before `facts`."""
+        self.compute()
+        return self.hear(*facts)
+
+    def advance(self, *, hears: bool) -> None:
+        """A step further, if there is one; unless it `hears` the loop learns of it next time."""
+        if self.done is not None:
+            self.hear()
+        if self.plan is not None:
+            self.compute()
+            if hears:
+                self.hear()
 
     def run(self, max_steps: int = 2000) -> None:
+        if self.done is not None:
+            self.hear()
         for _ in range(max_steps):
             if self.plan is None:
                 return

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from tests.core.engines import Bench, echoed, spec
 
-from banyan_core.engine_messages import RunStep, Submit
+from banyan_core.engine_messages import Submit
 from banyan_core.policies import BATCHING, ENGINE_ADMISSION, PolicyChoice, UnknownPolicy, make
 from banyan_core.policies.batching import BatchingPolicy, Chunked, DecodeFirst, PrefillFirst
 from banyan_core.policies.engine_admission import (
@@ -26,11 +26,10 @@ def steps_of(batching: BatchingPolicy) -> list[dict[str, int]]:
     first = spec("a", tuple(range(4)), max_tokens=5)
     second = spec("b", tuple(range(50, 70)), max_tokens=2)
     bench.feed(Submit(first, hold=False))
-    bench.finish_step(Submit(second, hold=False))
+    bench.feed(Submit(second, hold=False))
     bench.run()
     assert bench.output("a") == echoed(first) and bench.output("b") == echoed(second)
-    plans = [command.plan for command in bench.commands if isinstance(command, RunStep)]
-    return [{item.sequence_id: len(item.token_ids) for item in plan.items} for plan in plans]
+    return [{item.sequence_id: len(item.token_ids) for item in plan.items} for plan in bench.plans]
 
 
 def test_chunked_gives_every_decode_its_token_and_prompts_the_rest() -> None:

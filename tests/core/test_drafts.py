@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from tests.core.engines import BLOCK_SIZE, Bench, echoed, spec
 
 from banyan_core.drafts import NUM_GRAM_TOKENS, Drafts, PromptLookup
-from banyan_core.engine_messages import RunStep, Submit
+from banyan_core.engine_messages import Submit
 from banyan_core.runner import PlanItem
 from banyan_core.scheduler import EngineLimits
 from banyan_core.sequence import Sequence
@@ -44,6 +44,21 @@ def test_look_up_finds_what_a_scan_finds(
     for token in [*output, 0]:
         assert lookup.propose(sequence, num_max) == scanned(sequence.tokens, num_max)
         sequence.append(OutputToken(token))
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    prompt=st.lists(st.integers(0, 2), min_size=1, max_size=12).map(tuple),
+    output=st.lists(st.integers(0, 2), max_size=20),
+)
+def test_what_would_find_something_is_known_before_the_token(
+    prompt: tuple[int, ...], output: list[int]
+) -> None:
+    lookup, sequence = PromptLookup(), sequence_of(prompt)
+    for token in [*output, 0]:
+        followed = lookup.followed(sequence)
+        sequence.append(OutputToken(token))
+        assert (token in followed) is (lookup.propose(sequence, 1) != ())
 
 
 def test_right_drafts_grow_and_wrong_ones_stop_for_a_while() -> None:
@@ -107,7 +122,7 @@ def test_tokens_are_the_same_with_drafts_and_come_in_fewer_steps(temperature: fl
         for one in asked:
             assert bench.output(one.sequence_id) == echoed(one)
         assert bench.runner.num_open <= 3 and bench.loop.num_used_blocks == 0
-        num_steps.append(sum(isinstance(c, RunStep) for c in bench.commands))
+        num_steps.append(len(bench.plans))
     if temperature == 0:
         assert num_steps[1] < 0.6 * num_steps[0]
 
@@ -129,8 +144,7 @@ def test_a_full_step_has_no_room_for_drafts() -> None:
     asked = [spec(f"s{n}", tuple(range(n, n + 5)), max_tokens=40) for n in range(4)]
     bench.feed(*(Submit(one, hold=False) for one in asked))
     bench.run()
-    plans = [command.plan for command in bench.commands if isinstance(command, RunStep)]
-    sizes = [sum(len(item.token_ids) for item in plan.items) for plan in plans]
+    sizes = [sum(len(item.token_ids) for item in plan.items) for plan in bench.plans]
     assert max(sizes) == 5
-    assert any(item.num_draft_tokens for plan in plans for item in plan.items)
+    assert any(item.num_draft_tokens for plan in bench.plans for item in plan.items)
     assert all(bench.output(one.sequence_id) == echoed(one) for one in asked)

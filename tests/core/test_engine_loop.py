@@ -170,7 +170,7 @@ def test_the_same_submission_twice_runs_once() -> None:
 
 
 def test_the_next_step_leaves_with_the_report_of_the_last() -> None:
-    bench = Bench()
+    bench = Bench(goes_on=False)
     bench.feed(Submit(spec("a", PROMPT), hold=False))
     kinds = [type(command) for command in bench.finish_step()]
     assert kinds == [BlocksFilled, Report, RunStep]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 from tests.core.engines import PROMPT, Bench, echoed, spec
 
-from banyan_core.engine_messages import RunStep, Submit
+from banyan_core.engine_messages import Submit
 from banyan_core.scheduler import EngineLimits
 from banyan_core.types import Adapter, SamplingParams
 
@@ -25,8 +25,9 @@ def test_choices_compute_their_prompt_once() -> None:
         assert bench.output(one.sequence_id) == echoed(one)
     assert [bench.figures(one.sequence_id).num_cached_tokens for one in asked] == [0, 20, 20]
     assert [bench.figures(one.sequence_id).num_computed_tokens for one in asked] == [29, 9, 9]
-    plans = [command.plan for command in bench.commands if isinstance(command, RunStep)]
-    assert sum(len(plan.copies) for plan in plans) == 0, "a last block of one token has no copy"
+    assert sum(len(plan.copies) for plan in bench.plans) == 0, (
+        "a last block of one token has no copy"
+    )
 
 
 @pytest.mark.parametrize("num_prompt", [2, 3, 7, 8, 20])
@@ -35,8 +36,7 @@ def test_a_choice_copies_the_block_in_which_its_prompt_ends(num_prompt: int) -> 
     asked = [spec(f"r/{choice}/0", PROMPT[:num_prompt], max_tokens=12) for choice in range(3)]
     bench.feed(*(Submit(one, hold=False) for one in asked))
     bench.run()
-    plans = [command.plan for command in bench.commands if isinstance(command, RunStep)]
-    assert sum(len(plan.copies) for plan in plans) == 2
+    assert sum(len(plan.copies) for plan in bench.plans) == 2
     for one in asked:
         assert bench.output(one.sequence_id) == echoed(one)
     cached = [bench.figures(one.sequence_id).num_cached_tokens for one in asked]
@@ -54,7 +54,7 @@ def test_another_prompt_salt_or_adapter_is_no_sibling() -> None:
     bench.feed(*(Submit(one, hold=False) for one in (base, *others)))
     assert bench.plan is not None and len(bench.plan.items) == 4
     bench.run()
-    assert not any(c.plan.copies for c in bench.commands if isinstance(c, RunStep))
+    assert not any(plan.copies for plan in bench.plans)
 
 
 def test_a_prompt_with_logprobs_is_computed_whole_in_small_chunks() -> None:

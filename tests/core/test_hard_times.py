@@ -12,7 +12,7 @@ from banyan_core.engine_messages import (
     Cancel,
     DrainNow,
     Release,
-    RunStep,
+    Revoke,
     StepDone,
     StepFailed,
     Submit,
@@ -90,7 +90,7 @@ class Storm:
             batching=self.rng.choice(batchings),
             admission=self.rng.choice((Watermark(), PastFuture(min_lengths=2))),
         )
-        self.bench = Bench(num_blocks=self.rng.randint(5, 20), limits=limits)
+        self.bench = Bench(self.rng.randint(5, 20), limits, goes_on=self.rng.random() < 0.8)
         self.asked: dict[str, tuple[int, ...]] = {}
         self.num_failed_steps = 0
 
@@ -111,7 +111,10 @@ class Storm:
             self.bench.feed(Submit(one, hold=self.rng.random() < 0.1))
 
     def step(self) -> None:
-        bench, plan = self.bench, self.bench.plan
+        bench = self.bench
+        if bench.done is not None:
+            bench.hear()
+        plan = bench.plan
         if plan is None:
             return
         if self.rng.random() < 0.05:
@@ -124,7 +127,7 @@ class Storm:
             sick = tuple(Sampled(one.sequence_id, (), "NaN") for one in result.sampled)
             bench.feed(StepDone(replace(result, sampled=sick), 1))
         else:
-            bench.finish_step()
+            bench.advance(hears=self.rng.random() < 0.7)
         assert bench.runner.num_open <= bench.loop.load(0).num_running + 4
 
     def disturb(self) -> None:
@@ -136,16 +139,28 @@ class Storm:
             self.bench.feed(DrainNow())
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_whatever_goes_wrong_the_books_are_right_and_no_token_is(seed: int) -> None:
+def storm_of(seed: int) -> Storm:
     storm = Storm(seed)
-    bench = storm.bench
     for _ in range(60):
         if storm.rng.random() < 0.3:
             storm.submit()
         storm.step()
         if storm.asked:
             storm.disturb()
+    return storm
+
+
+def test_in_storms_steps_begin_by_themselves_and_are_taken_back() -> None:
+    benches = [storm_of(seed).bench for seed in range(5)]
+    assert all(bench.num_begun for bench in benches if bench.goes_on)
+    commands = [command for bench in benches for command in bench.commands]
+    assert any(isinstance(command, Revoke) for command in commands)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_whatever_goes_wrong_the_books_are_right_and_no_token_is(seed: int) -> None:
+    storm = storm_of(seed)
+    bench = storm.bench
     for _ in range(len(storm.asked) + 1):
         bench.run()
         bench.feed(Release(bench.loop.lease_ids()))
@@ -154,16 +169,6 @@ def test_whatever_goes_wrong_the_books_are_right_and_no_token_is(seed: int) -> N
         found = bench.output(name)
         assert found == list(expected[: len(found)])
     assert bench.loop.idle and bench.loop.num_used_blocks == 0
-    opened = {
-        item.sequence_id
-        for command in bench.commands
-        if isinstance(command, RunStep)
-        for item in command.plan.items
-    }
-    closed = {
-        sequence_id
-        for command in bench.commands
-        if isinstance(command, RunStep)
-        for sequence_id in command.plan.closed
-    }
+    opened = {item.sequence_id for plan in bench.plans for item in plan.items}
+    closed = {sequence_id for plan in bench.plans for sequence_id in plan.closed}
     assert closed <= opened

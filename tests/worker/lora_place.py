@@ -49,11 +49,11 @@ GREEDY = SamplingParams(temperature=0, max_tokens=NUM_TOKENS, ignore_eos=True)
 class Paced(InlineExecutor):
     """Each step takes a millisecond, so that there is a time during an answer."""
 
-    async def run(
+    async def run_one(
         self, runner: Runner, plan: StepPlan, on_layer: Callable[[int], None]
     ) -> StepResult:
         await asyncio.sleep(0.001)
-        return await super().run(runner, plan, on_layer)
+        return await super().run_one(runner, plan, on_layer)
 
 
 class Place:

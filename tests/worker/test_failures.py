@@ -126,12 +126,20 @@ class CancelAtTheEnd(InlineExecutor):
     worker: WorkerService
 
     async def run(
-        self, runner: Runner, plan: StepPlan, on_layer: Callable[[int], None]
-    ) -> StepResult:
-        result = await super().run(runner, plan, on_layer)
+        self,
+        runner: Runner,
+        plan: StepPlan,
+        on_layer: Callable[[int], None],
+        on_end: Callable[[StepResult], StepPlan | None],
+    ) -> None:
         ids = [item.sequence_id for item in plan.items]
-        asyncio.get_running_loop().call_soon(self.worker.work.cancel, ids)
-        return result
+
+        def end_and_cancel(result: StepResult) -> StepPlan | None:
+            following = on_end(result)
+            asyncio.get_running_loop().call_soon(self.worker.work.cancel, ids)
+            return following
+
+        await super().run(runner, plan, on_layer, end_and_cancel)
 
 
 @virtual

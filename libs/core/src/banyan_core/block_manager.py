@@ -122,6 +122,15 @@ class BlockManager:
             return None
         return [self._allocate_one() for _ in range(num)]
 
+    def extend(self, block_table: list[int], num_tokens: int) -> bool:
+        """Make a table long enough for so many tokens; False when the blocks do not suffice."""
+        while len(block_table) * self.block_size < num_tokens:
+            block_ids = self.allocate(1)
+            if block_ids is None:
+                return False
+            block_table += block_ids
+        return True
+
     def _allocate_one(self) -> int:
         if self._free:
             block_id = self._free.pop()

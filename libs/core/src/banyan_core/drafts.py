@@ -29,6 +29,10 @@ class Drafter(Protocol):
         """At most `num_max` tokens that may follow `sequence.tokens`."""
         ...
 
+    def followed(self, sequence: Sequence) -> tuple[int, ...]:
+        """With one of these as its next token `propose` would find something."""
+        ...
+
     def forget(self, sequence_id: str) -> None:
         """The sequence is gone, or its tokens start anew."""
         ...
@@ -36,9 +40,12 @@ class Drafter(Protocol):
 
 @dataclass(slots=True)
 class _Grams:
-    """Where each run of NUM_GRAM_TOKENS was last followed by something; grows with the tokens."""
+    """Where each run of NUM_GRAM_TOKENS was last followed by something; grows with the tokens.
 
-    followers: dict[tuple[int, ...], int] = field(default_factory=dict)
+    By the run without its last token, then by that.
+    """
+
+    followers: dict[tuple[int, ...], dict[int, int]] = field(default_factory=dict)
     num_indexed: int = NUM_GRAM_TOKENS
 
 
@@ -50,18 +57,35 @@ class PromptLookup:
 
     def propose(self, sequence: Sequence, num_max: int) -> tuple[int, ...]:
         tokens = sequence.tokens
-        grams = self._grams.setdefault(sequence.sequence_id, _Grams())
-        for end in range(grams.num_indexed, len(tokens)):
-            grams.followers[tuple(tokens[end - NUM_GRAM_TOKENS : end])] = end
-        grams.num_indexed = max(grams.num_indexed, len(tokens))
-        start = grams.followers.get(tuple(tokens[-NUM_GRAM_TOKENS:]))
+        known = self._indexed(sequence).followers.get(_gram(tokens, len(tokens) - 1))
+        start = None if known is None else known.get(tokens[-1])
         if start is None:
             return ()
         period = len(tokens) - start  # past the last token it goes on as if in a loop
         return tuple(tokens[start + place % period] for place in range(num_max))
 
+    def followed(self, sequence: Sequence) -> tuple[int, ...]:
+        tokens = sequence.tokens
+        gram = _gram(tokens, len(tokens))
+        known = tuple(self._indexed(sequence).followers.get(gram, ()))
+        # The last run is followed by the token to come, which may make it that run again.
+        return (*known, tokens[-1]) if gram == _gram(tokens, len(tokens) - 1) else known
+
+    def _indexed(self, sequence: Sequence) -> _Grams:
+        tokens = sequence.tokens
+        grams = self._grams.setdefault(sequence.sequence_id, _Grams())
+        for end in range(grams.num_indexed, len(tokens)):
+            grams.followers.setdefault(_gram(tokens, end - 1), {})[tokens[end - 1]] = end
+        grams.num_indexed = max(grams.num_indexed, len(tokens))
+        return grams
+
     def forget(self, sequence_id: str) -> None:
         self._grams.pop(sequence_id, None)
+
+
+def _gram(tokens: list[int], end: int) -> tuple[int, ...]:
+    """A run without its last token, which is at `end`."""
+    return tuple(tokens[max(0, end + 1 - NUM_GRAM_TOKENS) : end])
 
 
 @dataclass(slots=True)
@@ -91,18 +115,21 @@ class Drafts:
 
     def propose(self, sequence: Sequence, num_max: int) -> tuple[int, ...]:
         """Tokens to add to the sequence's next item."""
-        sampling = sequence.spec.sampling
-        num_max = min(num_max, sequence.num_max_tokens - len(sequence.tokens) - 1)
-        if sequence.hold or sampling.grammar is not None or num_max < 1:
-            return ()
-        record = self._records.setdefault(sequence.sequence_id, _Record())
-        num = min(num_max, self._num_paying(record))
+        num = self._num_wanted(sequence, len(sequence.tokens), num_max)
         if num == 0:
-            if len(sequence.tokens) < record.retry_at:
-                return ()
-            record.retry_at = len(sequence.tokens) + _RETRY_TOKENS
-            num = 1
+            return ()
+        self._tried(sequence)
         return self._drafter.propose(sequence, num)
+
+    def drafted_ids(self, sequence: Sequence, num_max: int) -> tuple[int, ...]:
+        """With one of these as its next token `propose` would find something."""
+        num = self._num_wanted(sequence, len(sequence.tokens) + 1, num_max)
+        return self._drafter.followed(sequence) if num else ()
+
+    def passed(self, sequence: Sequence) -> None:
+        """Its next token came and was none of `drafted_ids`: as if `propose` had found nothing."""
+        if self._num_wanted(sequence, len(sequence.tokens), 1):
+            self._tried(sequence)
 
     def checked(self, item: PlanItem, num_right: int) -> None:
         """Of the item's drafts the first `num_right` were sampled just so."""
@@ -117,6 +144,20 @@ class Drafts:
     def forget(self, sequence_id: str) -> None:
         self._records.pop(sequence_id, None)
         self._drafter.forget(sequence_id)
+
+    def _num_wanted(self, sequence: Sequence, num_tokens: int, num_max: int) -> int:
+        """How many to look for when it has `num_tokens`."""
+        num_max = min(num_max, self._max_tokens, sequence.num_max_tokens - num_tokens - 1)
+        if num_max < 1 or sequence.hold or sequence.spec.sampling.grammar is not None:
+            return 0
+        record = self._records.setdefault(sequence.sequence_id, _Record())
+        num_paying = self._num_paying(record)
+        return min(num_max, num_paying or int(num_tokens >= record.retry_at))
+
+    def _tried(self, sequence: Sequence) -> None:
+        record = self._records[sequence.sequence_id]
+        if self._num_paying(record) == 0:
+            record.retry_at = len(sequence.tokens) + _RETRY_TOKENS
 
     def _num_paying(self, record: _Record) -> int:
         share, num, gain = self.cost.token_share, 0, record.rate

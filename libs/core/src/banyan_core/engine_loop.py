@@ -1,9 +1,10 @@
 """The engine as a state machine: sequences and imports in, steps and reports out.
 
 One step is outstanding at a time. When it comes back its tokens are committed, and the next plan
-leaves in the same `step`, so the runner never waits for a second turn of the loop. A cancel that
-arrives while its sequence is being computed takes effect when that step ends: until then the
-runner still writes into its blocks.
+leaves in the same `step`, so the runner never waits for a second turn of the loop. As a rule it
+does not wait at all: the next step was prepared while the last one ran (`step_ahead.py`), has begun
+by itself, and the commit comes after. A cancel that arrives while its sequence is being computed
+takes effect when that step ends: until then the runner still writes into its blocks.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from banyan_core.engine_messages import (
     Held,
     Report,
     RunStep,
+    StepBegun,
     StepDone,
     StepFailed,
+    StepRuns,
     Submit,
 )
 from banyan_core.machine import Stepped
@@ -50,6 +53,7 @@ class EngineLoop:
         self._rates = StepRates()
         self._sequences: dict[str, Sequence] = {}
         self._plan: StepPlan | None = None
+        self._asked_after = 0  # the step after which another may begin by itself
         self._num_steps = 0
         self._num_submitted = 0
         self._commands: list[EngineCommand] = []
@@ -82,10 +86,10 @@ class EngineLoop:
         """Where this content lies, if it is here."""
         return self._blocks.block_of(block_hash)
 
-    def written_blocks(self, item: PlanItem) -> list[int]:
-        """The blocks that this item of the outstanding plan writes to, in order."""
-        size, table = self._card.block_size, self._sequences[item.sequence_id].block_table
-        return table[item.start // size : -(-(item.start + len(item.token_ids)) // size)]
+    def written_blocks(self, sequence_id: str, start: int, num_tokens: int = 1) -> list[int]:
+        """The blocks that a step of this sequence's tokens from `start` on writes to, in order."""
+        size, table = self._card.block_size, self._sequences[sequence_id].block_table
+        return table[start // size : -(-(start + num_tokens) // size)]
 
     def num_prompt_tokens(self, item: PlanItem) -> int:
         """How many of this item's tokens are prompt."""
@@ -123,16 +127,25 @@ class EngineLoop:
         for fact in facts:
             self._take(now, fact)
         self._cancel_overdue(now)
-        next_plan = self._next_plan(now) if self._plan is None else None
+        step_commands = self._step_commands(now)
         self._commands += self._desk.evicted()
         if self._reports:
             self._commands.append(Report(self._num_steps, tuple(self._reports)))
             self._reports = []
-        if next_plan is not None:
-            self._plan = next_plan
-            self._num_steps = next_plan.number
-            self._commands.append(RunStep(next_plan))
+        self._commands += step_commands
+        if self._plan is not None:
+            self._num_steps = self._plan.number
         return Stepped(self._commands, self._next_wake())
+
+    def _step_commands(self, now: int) -> list[EngineCommand]:
+        """What runs next, or what may follow what runs."""
+        if self._plan is None:
+            self._plan = self._next_plan(now)
+            return [] if self._plan is None else [RunStep(self._plan)]
+        if self._asked_after != self._plan.number:
+            return []
+        self._asked_after = 0
+        return [*self._scheduler.ahead.prepare(self._plan, self._card)]
 
     def _take(self, now: int, fact: EngineFact) -> None:
         match fact:
@@ -140,6 +153,8 @@ class EngineLoop:
                 self._step_done(now, fact)
             case StepFailed():
                 self._step_failed(now, fact)
+            case StepRuns():
+                self._asked_after = fact.number
             case Submit():
                 self._submit(now, fact)
             case Cancel():
@@ -177,6 +192,7 @@ class EngineLoop:
         sequence.num_max_tokens = min(sequence.num_max_tokens, self._card.context_tokens)
         self._sequences[spec.sequence_id] = sequence
         self._scheduler.add(sequence)
+        self._commands += self._scheduler.ahead.revoke()
         finish = sequence.finish_now(self._card)
         if finish is not None:
             self._end(now, sequence, News((), finish))
@@ -211,6 +227,7 @@ class EngineLoop:
             self._end(now, sequence, News((), finish, error))
         elif sequence.ending is None:
             sequence.ending = (finish, error)
+            self._commands += self._scheduler.ahead.revoke()
 
     def _end(self, now: int, sequence: Sequence, news: News) -> None:
         """Take the sequence out, with its last tokens if it has some, and free its blocks."""
@@ -237,15 +254,20 @@ class EngineLoop:
 
     def _step_done(self, now: int, fact: StepDone) -> None:
         plan = self._finish_plan(fact.result.number)
+        if fact.went_on:
+            self._plan = self._scheduler.ahead.begun(fact.result)
+            self._commands.append(StepBegun(self._plan))
         self._rates.observe(plan, fact.elapsed_ns)
         self._scheduler.observe(plan, fact.elapsed_ns)
         sampled = {one.sequence_id: one for one in fact.result.sampled}
+        running_on = [] if self._plan is None else self._plan.items
+        going_on = {item.sequence_id for item in running_on}
         filled: list[FilledBlock] = []
         news: list[tuple[Sequence, News]] = []
         for item in plan.items:
             sequence = self._sequences[item.sequence_id]
             num_computed = len(item.token_ids) - item.num_draft_tokens
-            if sequence.ending is not None:
+            if sequence.ending is not None and item.sequence_id not in going_on:
                 news.append((sequence, News((), *sequence.ending)))
             elif item.sample:
                 result = sampled.get(item.sequence_id) or NO_TOKEN
@@ -255,6 +277,8 @@ class EngineLoop:
                 self._scheduler.drafts.checked(item, num_right)
                 news.append((sequence, one))
             filled += self._scheduler.commit(sequence, num_computed, fact.elapsed_ns)
+        for item in running_on:
+            self._scheduler.ahead.told(self._sequences[item.sequence_id])
         self._commands += self._desk.filled(filled)
         for sequence, one in news:
             if one.finish is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from banyan_core.next_step import NextStep
 from banyan_core.runner import StepPlan, StepResult
 from banyan_core.types import BlockHash, SequenceReport, SequenceSpec
 
@@ -43,10 +44,24 @@ class Release:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """The outstanding step came back after `elapsed_ns`."""
+    """The outstanding step came back after `elapsed_ns`.
+
+    `went_on`: what was prepared gave a plan, and that is the outstanding step by now.
+    """
 
     result: StepResult
     elapsed_ns: int
+    went_on: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class StepRuns:
+    """Whoever runs step `number` can go on by itself. Answered by `Prepare` when it may.
+
+    A driver that says it must take `Prepare` and `Revoke`; without it there are none.
+    """
+
+    number: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +104,7 @@ class DrainNow:
     """The grace is over: end every sequence as `drained`, so that it continues elsewhere."""
 
 
-StepFact = StepDone | StepFailed
+StepFact = StepDone | StepFailed | StepRuns
 BlockFact = Release | ImportWanted | ImportDone | PinWanted
 EngineFact = Submit | Cancel | DrainNow | StepFact | BlockFact
 
@@ -99,6 +114,27 @@ EngineFact = Submit | Cancel | DrainNow | StepFact | BlockFact
 @dataclass(frozen=True, slots=True)
 class RunStep:
     """Run this plan; answer with `StepDone` or `StepFailed`. One step is outstanding at a time."""
+
+    plan: StepPlan
+
+
+@dataclass(frozen=True, slots=True)
+class Prepare:
+    """When the outstanding step is done run what this makes of its result, if it has a plan."""
+
+    next_step: NextStep
+
+
+@dataclass(frozen=True, slots=True)
+class Revoke:
+    """Step `number` must not begin by itself. If it has begun already, that stands."""
+
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepBegun:
+    """The plan that runs since the last one `went_on`; there is no `RunStep` for it."""
 
     plan: StepPlan
 
@@ -163,6 +199,6 @@ class Held:
     output_token_ids: tuple[int, ...]
 
 
-EngineCommand = (
-    RunStep | Report | ImportReady | ImportRefused | Pinned | BlocksFilled | BlocksEvicted | Held
-)
+StepCommand = RunStep | Prepare | Revoke | StepBegun
+BlockCommand = ImportReady | ImportRefused | Pinned | BlocksFilled | BlocksEvicted | Held
+EngineCommand = StepCommand | BlockCommand | Report

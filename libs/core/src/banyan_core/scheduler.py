@@ -28,6 +28,7 @@ from banyan_core.policies.engine_admission import (
 )
 from banyan_core.runner import StepPlan
 from banyan_core.sequence import Sequence
+from banyan_core.step_ahead import StepAhead
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +77,9 @@ class Scheduler:
         self._queues = EngineQueues(blocks, limits.batching.aging_ns)
         self._lengths = OutputLengths()
         self.drafts = Drafts(PromptLookup(), limits.max_draft_tokens)
+        self.ahead = StepAhead(
+            self._queues, blocks, self.drafts, limits.max_running, limits.max_step_tokens
+        )
         self.totals = SchedulerTotals()
 
     @property
@@ -108,6 +112,7 @@ class Scheduler:
 
     def plan(self, number: int) -> Planned:
         """The next step. Takes blocks, admits and preempts; computes nothing."""
+        self.ahead.drop()
         self._grow_all()
         batch = Batch(self._limits.max_step_tokens)
         decoding = [one for one in self.running if one.num_uncomputed == 1]
@@ -163,13 +168,11 @@ class Scheduler:
 
     def _grow_all(self) -> None:
         """Blocks for all known tokens of all that run; the last in order pays if it must."""
-        size = self._blocks.block_size
         for sequence in list(self.running):
-            while sequence.is_running and len(sequence.block_table) * size < len(sequence.tokens):
-                block_ids = self._blocks.allocate(1)
-                if block_ids is not None:
-                    sequence.block_table += block_ids
-                elif not self._queues.drop_last_import():
+            while sequence.is_running and not self._blocks.extend(
+                sequence.block_table, len(sequence.tokens)
+            ):
+                if not self._queues.drop_last_import():
                     self._preempt(self.running[-1])
 
     def _preempt(self, victim: Sequence) -> None:

@@ -126,17 +126,21 @@ class Sequence:
         `max_tokens` and `min_tokens` count from the request's first output token, those that
         were already sent by another worker included.
         """
-        sampling = self.spec.sampling
         num_output = self.num_output_tokens
-        if num_output and num_output >= sampling.min_tokens:
-            last = self.tokens[-1]
-            if last in sampling.stop_token_ids:
-                return Finish.STOP
-            if last in card.end_token_ids and not sampling.ignore_eos:
-                return Finish.STOP
-        if num_output >= sampling.max_tokens or len(self.tokens) >= card.context_tokens:
+        if num_output and self.tokens[-1] in self.ending_ids(card, num_output):
+            return Finish.STOP
+        if num_output >= self.spec.sampling.max_tokens or len(self.tokens) >= card.context_tokens:
             return Finish.LENGTH
         return None
+
+    def ending_ids(self, card: ModelCard, num_output: int) -> tuple[int, ...]:
+        """Tokens that end the sequence if they are number `num_output` of its output."""
+        sampling = self.spec.sampling
+        if num_output < sampling.min_tokens:
+            return ()
+        if sampling.ignore_eos:
+            return sampling.stop_token_ids
+        return (*sampling.stop_token_ids, *card.end_token_ids)
 
     def append(self, token: OutputToken) -> None:
         self.tokens.append(token.token_id)

@@ -1,13 +1,16 @@
 """Drives the engine loop: steps go to an executor, answers come back to whoever waits.
 
 The executor decides where a step computes: on a thread of its own in a process, in place on
-virtual time. Everything else here happens on the event loop.
+virtual time. When one ends that thread itself begins what the engine loop has prepared, and the
+event loop hears of it. Everything else here happens on the event loop.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol, TypeVar
@@ -21,11 +24,16 @@ from banyan_core.engine_messages import (
     ImportWanted,
     Pinned,
     PinWanted,
+    Prepare,
+    Revoke,
     RunStep,
+    StepBegun,
     StepDone,
     StepFailed,
+    StepRuns,
 )
 from banyan_core.machine import Stepped
+from banyan_core.next_step import NextStep
 from banyan_core.runner import Runner, StepPlan, StepResult
 from banyan_core.types import NS_PER_S, BlockHash
 from banyan_runtime.clock import Clock
@@ -36,33 +44,49 @@ T = TypeVar("T")
 
 
 class StepExecutor(Protocol):
-    """Runs one step at a time. `on_layer` is called on the event loop."""
+    """Runs a step and those that follow it by themselves. `on_layer` is called on the event loop.
+
+    `on_end` is called wherever a step has ended and says which is to begin there at once.
+    """
 
     async def run(
-        self, runner: Runner, plan: StepPlan, on_layer: Callable[[int], None]
-    ) -> StepResult: ...
+        self,
+        runner: Runner,
+        plan: StepPlan,
+        on_layer: Callable[[int], None],
+        on_end: Callable[[StepResult], StepPlan | None],
+    ) -> None: ...
 
     async def close(self) -> None: ...
 
 
 class ThreadExecutor:
-    """One thread. A runner that models its time has the rest of it slept on the event loop."""
+    """One thread. A runner that models its time has it slept there."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="step")
 
     async def run(
-        self, runner: Runner, plan: StepPlan, on_layer: Callable[[int], None]
-    ) -> StepResult:
+        self,
+        runner: Runner,
+        plan: StepPlan,
+        on_layer: Callable[[int], None],
+        on_end: Callable[[StepResult], StepPlan | None],
+    ) -> None:
         loop = asyncio.get_running_loop()
 
         def tell(layer: int) -> None:
             loop.call_soon_threadsafe(on_layer, layer)
 
-        result = await loop.run_in_executor(self._pool, runner.run, plan, tell)
-        if result.modelled_ns:
-            await asyncio.sleep(result.modelled_ns / NS_PER_S)
-        return result
+        def run_all() -> None:
+            following: StepPlan | None = plan
+            while following is not None:
+                result = runner.run(following, tell)
+                if result.modelled_ns:
+                    time.sleep(result.modelled_ns / NS_PER_S)
+                following = on_end(result)
+
+        await loop.run_in_executor(self._pool, run_all)
 
     async def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -72,6 +96,17 @@ class InlineExecutor:
     """Computes in place and sleeps the modelled time, layer by layer, as a real step takes it."""
 
     async def run(
+        self,
+        runner: Runner,
+        plan: StepPlan,
+        on_layer: Callable[[int], None],
+        on_end: Callable[[StepResult], StepPlan | None],
+    ) -> None:
+        following: StepPlan | None = plan
+        while following is not None:
+            following = on_end(await self.run_one(runner, following, on_layer))
+
+    async def run_one(
         self, runner: Runner, plan: StepPlan, on_layer: Callable[[int], None]
     ) -> StepResult:
         layers: list[int] = []
@@ -90,6 +125,14 @@ class StepListener(Protocol):
     """Who follows the steps. All calls come on the event loop, in order."""
 
     def step_started(self, plan: StepPlan) -> None: ...
+
+    def step_prepared(self, next_step: NextStep) -> None:
+        """It may begin any time from now on, by itself."""
+        ...
+
+    def step_begun(self) -> None:
+        """What was prepared runs: told when the step before it has ended."""
+        ...
 
     def layer_done(self, layer: int) -> None:
         """Layer `layer` of the running step has written all its K and V."""
@@ -128,6 +171,8 @@ class StepLoop:
         self._pump = Pump[EngineFact, EngineCommand](self, clock, self._apply, recorder)
         self._reserving: dict[str, asyncio.Future[Mapping[BlockHash, int] | None]] = {}
         self._pinning: dict[str, asyncio.Future[Mapping[BlockHash, int]]] = {}
+        # Whoever takes it out has it: the step's thread to begin it, or this one to revoke it.
+        self._next: deque[NextStep] = deque(maxlen=1)
 
     def start(self) -> None:
         self._tasks.spawn("engine", self._pump.run())
@@ -165,8 +210,17 @@ class StepLoop:
     def _apply(self, command: EngineCommand) -> None:
         match command:
             case RunStep():
+                self._next.clear()
                 self._listener.step_started(command.plan)
-                self._tasks.spawn_brief("step", self._run_step(command.plan))
+                self._tasks.spawn_brief("step", self._run_steps(command.plan))
+                self.feed(StepRuns(command.plan.number))
+            case Prepare():
+                self._listener.step_prepared(command.next_step)
+                self._next.append(command.next_step)
+            case Revoke():
+                self._next.clear()
+            case StepBegun():
+                self._listener.step_begun()
             case ImportReady():
                 blocks = dict(zip(command.hashes, command.block_ids, strict=True))
                 _answer(self._reserving.pop(command.import_id, None), blocks)
@@ -178,15 +232,33 @@ class StepLoop:
             case _:
                 self._listener.on_command(command)
 
-    async def _run_step(self, plan: StepPlan) -> None:
-        started_ns = self._clock.now_ns()
+    async def _run_steps(self, plan: StepPlan) -> None:
+        loop = asyncio.get_running_loop()
+        number, started_ns = plan.number, self._clock.now_ns()
+
+        def ended(result: StepResult) -> StepPlan | None:
+            """On the step's thread, which has no time to lose."""
+            nonlocal number, started_ns
+            following = self._take_next(result)
+            now = self._clock.now_ns()
+            facts: list[EngineFact] = [StepDone(result, now - started_ns, following is not None)]
+            if following is not None:
+                number, started_ns = following.number, now
+                facts.append(StepRuns(number))
+            loop.call_soon_threadsafe(self.feed, *facts)
+            return following
+
         try:
-            result = await self._executor.run(self._runner, plan, self._listener.layer_done)
+            await self._executor.run(self._runner, plan, self._listener.layer_done, ended)
         except Exception as error:  # the guard around foreign code: a step may fail in any way
-            self._logger.exception("step failed", extra={"step": plan.number})
-            self.feed(StepFailed(plan.number, f"{type(error).__name__}: {error}"))
-            return
-        self.feed(StepDone(result, self._clock.now_ns() - started_ns))
+            self._logger.exception("step failed", extra={"step": number})
+            self.feed(StepFailed(number, f"{type(error).__name__}: {error}"))
+
+    def _take_next(self, result: StepResult) -> StepPlan | None:
+        try:
+            return self._next.pop().plan(result)
+        except IndexError:
+            return None
 
 
 def _answer(waiting: asyncio.Future[T] | None, value: T) -> None:

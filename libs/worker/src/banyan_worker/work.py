@@ -21,15 +21,14 @@ from banyan_core.engine_messages import (
     Held,
     Release,
     Report,
-    Submit,
 )
 from banyan_core.hashing import block_hashes
+from banyan_core.next_step import NextStep
 from banyan_core.runner import StepPlan
 from banyan_core.types import (
     NS_PER_S,
     Finish,
     LeasedKv,
-    OutputToken,
     Refusal,
     SequenceReport,
     SequenceSpec,
@@ -43,6 +42,7 @@ from banyan_worker.adapter_pool import AdapterError
 from banyan_worker.importer import Onboarded
 from banyan_worker.parts import Parts
 from banyan_worker.sequence_traces import SequenceTraces
+from banyan_worker.submission import submission
 from banyan_worker.work_totals import WorkTotals
 
 
@@ -184,23 +184,9 @@ class Work:
             return Onboarded("")
 
     def _submit(self, spec: SequenceSpec, onboarded: Onboarded, hold: bool) -> None:
-        # With logprobs the engine samples a fetched token again: the fetch has only its id.
-        sampling = spec.sampling
-        told_more = sampling.logprobs or sampling.num_prompt_logprobs is not None
-        if onboarded.new_token_ids and not told_more:
-            new = tuple(OutputToken(token_id) for token_id in onboarded.new_token_ids)
-            report = SequenceReport(spec.sequence_id, len(spec.output_token_ids), new)
+        submit, report = submission(spec, onboarded, hold)
+        if report is not None:
             self.parts.streams.add(0, [report])
-            output = (*spec.output_token_ids, *onboarded.new_token_ids)
-            spec = replace(spec, output_token_ids=output)
-        submit = Submit(
-            spec=spec,
-            hold=hold,
-            import_id=onboarded.import_id,
-            fetch_ns=onboarded.fetch_ns,
-            num_fetched_blocks=onboarded.num_fetched_blocks,
-            num_rejected_pages=onboarded.num_rejected_pages,
-        )
         self._entering[spec.sequence_id] = len(spec.prompt_token_ids)
         self.parts.steps.feed(submit)
         asyncio.get_running_loop().call_soon(self._entering.pop, spec.sequence_id, None)
@@ -255,10 +241,19 @@ class Work:
         self.parts.exporter.step_started()
         self.totals.num_steps += 1
         for item in plan.items:
-            block_ids = engine.written_blocks(item)
+            block_ids = engine.written_blocks(item.sequence_id, item.start, len(item.token_ids))
             self.parts.pages.written(block_ids)
             self.parts.exporter.written(item, block_ids)
             self.totals.num_prompt_tokens += engine.num_prompt_tokens(item)
+
+    def step_prepared(self, next_step: NextStep) -> None:
+        engine = self.parts.steps.engine
+        for item in next_step.items:
+            self.parts.pages.written(engine.written_blocks(item.sequence_id, item.start))
+
+    def step_begun(self) -> None:
+        self.parts.exporter.step_started()  # of prefills nobody has a part in it
+        self.totals.num_steps += 1
 
     def layer_done(self, layer: int) -> None:
         self.parts.exporter.layer_done(layer)
