@@ -51,14 +51,13 @@ def decode_inputs(model: Model, kv: PagedKv, spans: Sequence[Span]) -> DecodeInp
     """Of single tokens, padded to a power of two."""
     num_padding = padded_tiles(len(spans)) - len(spans)
     padded = [*spans, *[spans[0]] * num_padding]
-    slots = [kv.slots(span.start, 1, span.block_table) for span in padded]
+    filled = kv.inputs.fill(padded)
     fresh = torch.full((len(padded),), kv.zero_block_id)
-    begun = torch.cat([each.fresh_block_ids for each in slots])
-    fresh[: len(begun)] = begun
+    fresh[: len(filled.fresh_block_ids)] = filled.fresh_block_ids
     return DecodeInputs(
-        token_ids=torch.cat([span.token_ids for span in padded]).to(kv.device),
-        positions=torch.tensor([span.start for span in padded]).to(kv.device),
-        slot_ids=torch.cat([each.slot_ids for each in slots]).to(kv.device),
+        token_ids=filled.token_ids.to(kv.device, copy=True),
+        positions=filled.positions.to(kv.device, copy=True),
+        slot_ids=filled.slot_ids.to(kv.device, copy=True),
         fresh_block_ids=fresh.to(kv.device),
         tables=tables_of(kv, padded, table_width(model.spec, kv)),
     )

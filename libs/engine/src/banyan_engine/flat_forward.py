@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 from torch import Tensor
 
 from banyan_engine.attention import step_attention
@@ -24,36 +23,23 @@ def flat_forward(
     model: Model, kv: PagedKv, spans: Sequence[Span], on_layer: Callable[[int], None]
 ) -> Tensor:
     """Compute all spans; fp32 logits [sum of num_sampled, vocab], in the order of the spans."""
-    slots = _all_slots(kv, spans)
+    inputs = kv.inputs.fill(spans)
+    slots = Slots(inputs.slot_ids.to(kv.device), inputs.fresh_block_ids.to(kv.device))
     attention = step_attention(model.spec, kv, spans, model.dtype)
-    positions = torch.cat([torch.arange(span.start, span.end) for span in spans])
-    rotations = model.rotations(positions.to(kv.device))
-    x = model.embed(torch.cat([span.token_ids for span in spans]).to(kv.device))
+    rotations = model.rotations(inputs.positions.to(kv.device))
+    x = model.embed(inputs.token_ids.to(kv.device))
     lora = lora_rows([(span.adapter, span.num_tokens) for span in spans], kv.device)
+    all_sample = len(inputs.sampled_rows) == len(inputs.token_ids)
     last_layer = model.spec.num_layers - 1
     for layer in range(model.spec.num_layers):
         q, k, v = model.project(layer, x, rotations, lora)
         kv.write(layer, slots, k, v)
         on_layer(layer)
-        if layer == last_layer:
+        if layer == last_layer and not all_sample:
             # All KV is written: from here on only the rows that sample are of use.
-            rows = _sampled_rows(spans).to(kv.device)
+            rows = inputs.sampled_rows.to(kv.device)
             x, q = x[rows], q[rows]
             attention = step_attention(model.spec, kv, sampled_parts(spans), model.dtype)
             lora = lora_rows([(span.adapter, span.num_sampled) for span in spans], kv.device)
         x = model.finish(layer, x, attention.attend(layer, q), lora)
     return model.logits(x)
-
-
-def _all_slots(kv: PagedKv, spans: Sequence[Span]) -> Slots:
-    parts = [kv.slots(span.start, span.num_tokens, span.block_table) for span in spans]
-    return Slots(*(torch.cat(columns).to(kv.device) for columns in zip(*parts, strict=True)))
-
-
-def _sampled_rows(spans: Sequence[Span]) -> Tensor:
-    rows: list[int] = []
-    end = 0
-    for span in spans:
-        end += span.num_tokens
-        rows += range(end - span.num_sampled, end)
-    return torch.tensor(rows, dtype=torch.int64)

@@ -22,6 +22,7 @@ from banyan_engine.device import CPU
 from banyan_engine.kernels.native import Pools
 from banyan_engine.page_bytes import pages_of
 from banyan_engine.rowwise import keep
+from banyan_engine.step_inputs import StepInputs
 
 SCALE_BYTES = 4
 """Behind each int8 row."""
@@ -84,6 +85,7 @@ class PagedKv:
             )
             for layer in layout.layers
         ]  # by layer, K and V
+        self.inputs = StepInputs(num_blocks, block_size)
         self._gathered = [torch.empty(0, dtype=dtype) for _ in ("keys", "values")]
         self._pages = [pages_of(pools) for pools in self._pools]
 

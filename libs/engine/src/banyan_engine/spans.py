@@ -41,12 +41,11 @@ class Span:
 
 def sampled_parts(spans: Sequence[Span]) -> list[Span]:
     """The spans that sample, each cut down to the tokens whose logits are wanted."""
-    return [
-        replace(
-            span,
-            token_ids=span.token_ids[span.num_tokens - span.num_sampled :],
-            start=span.end - span.num_sampled,
-        )
-        for span in spans
-        if span.num_sampled
-    ]
+    return [_sampled_part(span) for span in spans if span.num_sampled]
+
+
+def _sampled_part(span: Span) -> Span:
+    if span.num_sampled == span.num_tokens:
+        return span
+    token_ids = span.token_ids[span.num_tokens - span.num_sampled :]
+    return replace(span, token_ids=token_ids, start=span.end - span.num_sampled)

@@ -116,7 +116,7 @@ class TorchRunner:
             return StepResult(plan.number, ())
         self._masks.start([s for s, item in zip(states, plan.items, strict=True) if item.sample])
         with torch.inference_mode():
-            spans = [_span(item, state) for item, state in zip(plan.items, states, strict=True)]
+            spans = _spans(plan.items, states)
             logits = self._forward(self._model, self._kv, spans, on_layer).cpu().numpy()
         return StepResult(plan.number, self._sample(logits, plan.items, states))
 
@@ -186,14 +186,13 @@ class TorchRunner:
             raise ValueError(f"{item.sequence_id}: token_ids: expected 0 to {spec.vocab_size - 1}")
 
 
-def _span(item: PlanItem, state: SequenceState) -> Span:
-    return Span(
-        token_ids=torch.tensor(item.token_ids),
-        start=item.start,
-        block_table=state.block_table,
-        num_sampled=num_logit_rows(item, state),
-        adapter=state.adapter,
-    )
+def _spans(items: Sequence[PlanItem], states: Sequence[SequenceState]) -> list[Span]:
+    token_ids = torch.tensor([token_id for item in items for token_id in item.token_ids])
+    parts = torch.split(token_ids, [len(item.token_ids) for item in items])
+    return [
+        Span(part, item.start, state.block_table, num_logit_rows(item, state), state.adapter)
+        for part, item, state in zip(parts, items, states, strict=True)
+    ]
 
 
 def _check_choices(numerics: str, dtype: str, num_threads: int | None) -> None:
