@@ -45,10 +45,11 @@ class Server:
 
 @dataclass(frozen=True, slots=True)
 class Mesh:
-    """One `banyan up`: its gateway's port, and process ids and addresses of metrics by name."""
+    """One `banyan up`: its gateway's port, and by name process ids and addresses."""
 
     port: int
     pids: dict[str, int]
+    addresses: dict[str, str]
     metrics: dict[str, str]
 
     def server(self, *names: str) -> Server:
@@ -101,8 +102,9 @@ def mesh(
             state: dict[str, Any] = json.loads((Path(folder) / "state.json").read_text())
             pids = {row["name"]: int(row["pid"]) for row in state["processes"]}
             pids["supervisor"] = int(state["supervisor_pid"])
+            addresses = {row["name"]: str(row["address"]) for row in state["processes"]}
             metrics = {row["name"]: str(row["metrics_address"]) for row in state["processes"]}
-            yield Mesh(int(state["gateway_url"].rpartition(":")[2]), pids, metrics)
+            yield Mesh(int(state["gateway_url"].rpartition(":")[2]), pids, addresses, metrics)
         finally:
             subprocess.run([_BANYAN, "down", *place], check=True, stdout=subprocess.DEVNULL)
 

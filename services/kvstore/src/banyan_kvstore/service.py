@@ -87,6 +87,7 @@ class KvStoreService:
         self._server = await self._network.serve(self._address, self._servicer.handlers())
         self._indexer.start(self._tasks)
         self._tasks.spawn("snapshots", self._say_all())
+        self._tasks.spawn("block events", self._events.tell())
         self._tasks.spawn("copies to disk", self._copy_to_disk())
         self._server.set_serving(True)
         self._logger.info("kvstore serves", extra={"address": self.bound_address})
@@ -101,12 +102,13 @@ class KvStoreService:
                 await self._tiers.flush()
         except TimeoutError:
             self._logger.warning("stopped before all of memory was on disk")
+        self._events.flush()
         await self._tasks.cancel_all()
 
     async def _copy_to_disk(self) -> None:
         """One block at a time: a Put that must make room waits for one file at most."""
         while True:
-            self._events.changed((), (await self._tiers.copy_one()).removed)
+            self._events.changed(await self._tiers.copy_one())
 
     async def _say_all(self) -> None:
         """Repeat all that is held: heals whatever the bus, the fold or the index lost."""

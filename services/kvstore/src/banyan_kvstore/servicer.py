@@ -12,7 +12,7 @@ from banyan_kvstore.block import Block, Page
 from banyan_kvstore.block_file import MAX_LAYERS
 from banyan_kvstore.kv_events import StoreEvents
 from banyan_kvstore.metrics import KvStoreMetrics
-from banyan_kvstore.tiers import Change, Tiers
+from banyan_kvstore.tiers import Tiers
 from banyan_runtime import wire
 from banyan_runtime.page_traces import traced_pages
 from banyan_runtime.rpc import (
@@ -73,7 +73,7 @@ class KvStoreServicer:
         message, num_bytes = kv_pb2.KvPages(), 0
         for block_hash in hashes:
             block, change = await self._tiers.get(block_hash)
-            self._tell(change)
+            self._events.changed(change)
             if block is None:
                 break
             for layer, page in enumerate(block.pages):
@@ -96,7 +96,7 @@ class KvStoreServicer:
                     response.num_rejected_pages += self._take(upload, page)
                 for block in upload.whole():
                     change = await self._tiers.put(block)
-                    self._tell(change)
+                    self._events.changed(change)
                     response.num_stored_blocks += len(change.stored)
                     self._give_back(upload, block.num_bytes)
         finally:
@@ -137,9 +137,6 @@ class KvStoreServicer:
     def _give_back(self, upload: _Upload, num_bytes: int) -> None:
         self._inflight_bytes -= num_bytes
         upload.reserved_bytes -= num_bytes
-
-    def _tell(self, change: Change) -> None:
-        self._events.changed(change.stored, change.removed)
 
 
 @dataclass(slots=True)
