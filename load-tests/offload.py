@@ -23,13 +23,14 @@ from typing import Any, cast
 
 import torch
 
-from banyan_core.hashing import page_digest
 from banyan_core.types import BlockHash, ModelCard, equal_layers
 from banyan_engine.paged_kv import PagedKv
 from banyan_runtime.clock import SystemClock
 from banyan_runtime.directories import StaticDirectory
+from banyan_runtime.freed_memory import keep_freed_memory
 from banyan_runtime.grpc_network import GrpcNetwork
 from banyan_runtime.grpc_security import ChannelSecurity
+from banyan_runtime.kv_pages import layers_in
 from banyan_worker.offloader import Offloader
 from banyan_worker.options import WorkerOptions
 from banyan_worker.pages import Pages
@@ -102,10 +103,8 @@ class Worker:
         num_pages = 0
         ids = {block_hash: number for number, block_hash in enumerate(hashes)}
         async for message in self.store.fetch(Offer(self.address, tuple(hashes))):
-            for page in message.pages:
-                assert page_digest(page.data) == page.digest
-                self.pages.write(page, ids[page.block_hash])
-                num_pages += 1
+            for part in layers_in(message):
+                num_pages += len(self.pages.write(part, ids[part.block_hash]))
         return num_pages
 
 
@@ -167,6 +166,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     options = parser.parse_args()
     tiers = {f"BANYAN_KVSTORE_{name}": value for name, value in TIERS.items()}
+    keep_freed_memory()  # as a worker does
     with mesh(env=tiers) as running:
         result = asyncio.run(measure(running, options.blocks, options.rounds))
     if options.json:

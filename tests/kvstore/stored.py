@@ -11,9 +11,9 @@ from typing import TypeVar
 from prometheus_client import CollectorRegistry
 
 from banyan.v1 import events_pb2, kv_pb2
-from banyan_core.hashing import pack, page_digest
+from banyan_core.hashing import pack, page_checksum, page_digest
 from banyan_core.types import BlockHash
-from banyan_kvstore.block import Block, Page
+from banyan_kvstore.block import Block
 from banyan_kvstore.disk_tier import DiskTier
 from banyan_kvstore.memory_tier import MemoryTier
 from banyan_kvstore.service import KvStoreOptions, KvStoreService
@@ -34,25 +34,39 @@ BIG = 1 << 30
 
 def block(block_hash: BlockHash, page_bytes: int = 100, num_layers: int = 2) -> Block:
     """A block whose content follows from its hash."""
-    pages = []
-    for layer in range(num_layers):
-        data = (block_hash + bytes([layer]) * 4) * page_bytes
-        pages.append(Page(page_digest(data[:page_bytes]), data[:page_bytes]))
-    return Block(block_hash, tuple(pages))
+    pages = [
+        ((block_hash + bytes([layer]) * 4) * page_bytes)[:page_bytes] for layer in range(num_layers)
+    ]
+    checksums = b"".join(map(page_checksum, pages))
+    return Block(block_hash, (page_bytes,) * num_layers, checksums, b"".join(pages))
 
 
 def pages_of(blocks: Iterable[Block]) -> list[kv_pb2.KvPage]:
+    """As a peer of version 0.1 sends and gets them."""
     return [
         kv_pb2.KvPage(
             block_hash=one.block_hash,
             layer=layer,
-            num_layers=len(one.pages),
-            digest=page.digest,
-            data=page.data,
+            num_layers=len(one.page_bytes),
+            digest=page_digest(page),
+            data=bytes(page),
         )
         for one in blocks
-        for layer, page in enumerate(one.pages)
+        for layer, (_, page) in enumerate(one.pages())
     ]
+
+
+def layers_of(one: Block, first: int = 0, end: int | None = None) -> kv_pb2.KvLayers:
+    """Pages of layers `first` to `end`, exclusive."""
+    pages = list(one.pages())[first:end]
+    return kv_pb2.KvLayers(
+        block_hash=one.block_hash,
+        first_layer=first,
+        num_layers=len(one.page_bytes),
+        page_bytes=[len(page) for _, page in pages],
+        checksums=b"".join(checksum for checksum, _ in pages),
+        data=b"".join(page for _, page in pages),
+    )
 
 
 async def uploading(pages: Sequence[kv_pb2.KvPage]) -> AsyncIterator[kv_pb2.KvPages]:
@@ -97,6 +111,20 @@ class Store:
 
     async def get(self, *hashes: BlockHash) -> list[kv_pb2.KvPages]:
         request = kv_pb2.GetRequest(block_hashes=pack(hashes))
+        stream = self._stored.worker.channel(self._address).stream(wire.STORE_GET, request, 5.0)
+        return [message async for message in stream]
+
+    async def put_layers(self, *parts: kv_pb2.KvLayers) -> kv_pb2.PutResponse:
+        """All in one message."""
+
+        async def message() -> AsyncIterator[kv_pb2.KvPages]:
+            yield kv_pb2.KvPages(layers=parts)
+
+        channel = self._stored.worker.channel(self._address)
+        return await channel.upload(wire.STORE_PUT, message(), 5.0)
+
+    async def get_layers(self, *hashes: BlockHash) -> list[kv_pb2.KvPages]:
+        request = kv_pb2.GetRequest(block_hashes=pack(hashes), takes_layers=True)
         stream = self._stored.worker.channel(self._address).stream(wire.STORE_GET, request, 5.0)
         return [message async for message in stream]
 

@@ -16,7 +16,7 @@ WRITTEN_WITHIN_S = 10.0
 
 
 def num_files(folder: Path) -> int:
-    return len(list(folder.glob("??/??/*")))
+    return len(list(folder.glob("blocks/??/*")))
 
 
 def test_a_killed_store_has_its_blocks_again(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.kvstore.stored import block
-from tests.kvstore.tiered import FILE, ONE, H, get, now, opened, path_of, put
+from tests.kvstore.tiered import FILE, ONE, H, file_sizes, get, now, opened, path_of, put
 
 from banyan_kvstore.tiers import Change
 
@@ -114,6 +114,29 @@ def test_a_damaged_file_is_never_served(tmp_path: Path, damage: str) -> None:
     assert get(again, H[1]) == block(H[1])
 
 
+def test_what_an_older_version_left_is_neither_served_nor_kept(tmp_path: Path) -> None:
+    old = tmp_path / "00" / "01" / H[0].hex()
+    old.parent.mkdir(parents=True)
+    old.write_bytes(b"BNYNKV1\n" + bytes(100))
+    assert opened(0, tmp_path).hashes() == ()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["scratch"]
+
+
+def test_a_block_that_is_larger_or_smaller_than_the_one_it_pushes_out_is_whole(
+    tmp_path: Path,
+) -> None:
+    """Its file is written over the other's."""
+    tiers = opened(0, tmp_path, disk_bytes=2 * FILE)
+    put(tiers, H[0], H[1])
+    for block_hash, page_bytes in ((H[2], 130), (H[3], 40), (H[4], 100)):
+        one = block(block_hash, page_bytes)
+        now(tiers.put(one))
+        disk = tiers.figures()[1]
+        assert sum(file_sizes(tmp_path)) == disk.used_bytes <= disk.limit_bytes
+        assert get(opened(0, tmp_path), block_hash) == one
+    assert list((tmp_path / "scratch").iterdir()) == []
+
+
 def test_a_write_cut_short_leaves_nothing(tmp_path: Path) -> None:
     put(opened(0, tmp_path), H[0])
     (tmp_path / "scratch" / H[1].hex()).write_bytes(b"half a blo")
@@ -134,12 +157,12 @@ def test_a_disk_that_cannot_be_written_loses_the_block_and_no_bytes(tmp_path: Pa
 
 def test_new_blocks_are_copied_to_disk_and_survive_a_kill(tmp_path: Path) -> None:
     tiers = opened(5 * ONE, tmp_path)
-    put(tiers, *H[:3])
-    assert tiers.num_uncopied == 3
-    assert now(tiers.copy_one()) == Change()
+    put(tiers, H[0])
+    assert now(tiers.copy_some()) == Change()
+    put(tiers, *H[1:3])
+    assert tiers.num_uncopied == 2
     assert opened(5 * ONE, tmp_path).hashes() == (H[0],)
-    now(tiers.copy_one())
-    now(tiers.copy_one())
+    now(tiers.copy_some())
     assert tiers.num_uncopied == 0
     again = opened(5 * ONE, tmp_path)
     assert [get(again, one) for one in H[:3]] == [block(one) for one in H[:3]]
@@ -166,24 +189,23 @@ def test_what_a_copy_pushes_off_the_disk_is_told(tmp_path: Path) -> None:
     put(opened(0, tmp_path), H[0], H[1])
     tiers = opened(5 * ONE, tmp_path, disk_bytes=2 * FILE)
     put(tiers, H[2])
-    assert now(tiers.copy_one()) == Change(removed=(H[0],))
+    assert now(tiers.copy_some()) == Change(removed=(H[0],))
     assert set(tiers.hashes()) == {H[1], H[2]}
 
 
 def test_a_disk_smaller_than_memory_is_not_written_for_ever(tmp_path: Path) -> None:
     tiers = opened(5 * ONE, tmp_path, disk_bytes=FILE)
     put(tiers, *H[:4])
-    for _ in range(4):
-        assert now(tiers.copy_one()) == Change(), "all are in memory still"
+    assert now(tiers.copy_some()) == Change(), "all are in memory still"
     assert tiers.num_uncopied == 0
     assert opened(0, tmp_path).hashes() == (H[3],)
 
 
 def test_a_copy_of_what_memory_uses_stays_on_disk(tmp_path: Path) -> None:
     tiers = opened(5 * ONE, tmp_path, disk_bytes=2 * FILE)
-    put(tiers, H[0], H[1], H[2])
-    now(tiers.copy_one())
-    now(tiers.copy_one())
+    put(tiers, H[0], H[1])
+    now(tiers.copy_some())
     get(tiers, H[0])
-    now(tiers.copy_one())
+    put(tiers, H[2])
+    now(tiers.copy_some())
     assert set(opened(0, tmp_path).hashes()) == {H[0], H[2]}

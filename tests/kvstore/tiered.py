@@ -49,8 +49,8 @@ def get(tiers: Tiers, block_hash: BlockHash) -> Block | None:
 
 def path_of(folder: Path, block_hash: BlockHash) -> Path:
     name = block_hash.hex()
-    return folder / name[:2] / name[2:4] / name
+    return folder / "blocks" / name[:2] / name
 
 
 def file_sizes(folder: Path) -> list[int]:
-    return [path.stat().st_size for path in folder.glob("??/??/*")]
+    return [path.stat().st_size for path in folder.glob("blocks/??/*")]

@@ -20,7 +20,7 @@ from tests.versions.peer import PROMPT, TIMEOUT_S, Peer
 from tests.versions.relay import serve_relay
 from tests.versions.stubs import LATER_VALUE, next_version, released
 
-from banyan_core.hashing import block_hashes, pack
+from banyan_core.hashing import block_hashes, pack, page_digest
 from banyan_core.types import BlockHash
 from banyan_runtime.grpc_network import GrpcNetwork
 from banyan_runtime.grpc_security import ChannelSecurity
@@ -113,6 +113,8 @@ async def test_their_decode_pulls_from_our_prefill(peer: Peer) -> None:
     assert pulled[-1].output_token_ids == PROMPT[:1]
     assert {page.block_hash for message in pulled for page in message.pages} == set(wanted)
     assert wanted
+    pages = [page for message in pulled for page in message.pages]
+    assert all(page_digest(page.data) == page.digest for page in pages)
     released = await peer.call("Worker", "Release", "prefill", lease_ids=[lease])
     assert released.num_released == 1
 
@@ -139,7 +141,9 @@ async def test_their_worker_uses_our_store(peer: Peer) -> None:
     has = await peer.call("KvStore", "Has", block_hashes=pack([wanted]))
     assert has.num_prefix_blocks == 1
     (got,) = await peer.hears("KvStore", "Get", block_hashes=pack([wanted]))
-    assert [page.data for page in got.pages] == [page["data"] for page in pages]
+    assert [(page.digest, page.data) for page in got.pages] == [
+        (page["digest"], page["data"]) for page in pages
+    ]
     assert (await peer.call("KvStore", "Stats")).tiers[0].num_blocks >= 1
 
 

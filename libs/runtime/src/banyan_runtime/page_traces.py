@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 
 from banyan.v1 import kv_pb2
+from banyan_runtime.kv_pages import num_bytes, num_pages
 from banyan_runtime.trace_context import current_trace
 from banyan_runtime.tracing import Attributes, Span, Tracing, spanning
 
@@ -24,13 +25,13 @@ def traced_pages(
 async def _counted(
     span: Span, pages: AsyncGenerator[kv_pb2.KvPages, None]
 ) -> AsyncGenerator[kv_pb2.KvPages, None]:
-    num_pages = transfer_bytes = 0
+    pages_sent = transfer_bytes = 0
     with spanning(span):
         try:
             async with aclosing(pages):
                 async for message in pages:
-                    num_pages += len(message.pages)
-                    transfer_bytes += sum(len(page.data) for page in message.pages)
+                    pages_sent += num_pages(message)
+                    transfer_bytes += num_bytes(message)
                     yield message
         finally:
-            span.set({"banyan.num_pages": num_pages, "banyan.transfer_bytes": transfer_bytes})
+            span.set({"banyan.num_pages": pages_sent, "banyan.transfer_bytes": transfer_bytes})

@@ -15,6 +15,7 @@ from banyan.v1 import kv_pb2, worker_pb2
 from banyan_core.engine_messages import Release
 from banyan_core.runner import PlanItem
 from banyan_core.types import BlockHash
+from banyan_runtime.kv_pages import num_bytes, num_pages
 from banyan_runtime.rpc import Code, RpcError
 from banyan_worker.changes import Changes
 from banyan_worker.options import WorkerOptions
@@ -35,6 +36,14 @@ class _Lease:
 class _Wanted:
     block_hash: BlockHash
     num_sent_layers: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Pull:
+    """One that is being served."""
+
+    wanted: list[_Wanted]
+    takes_layers: bool
 
 
 @dataclass(slots=True)
@@ -122,25 +131,26 @@ class Exporter:
         self, request: worker_pb2.PullRequest, steps: StepLoop
     ) -> AsyncGenerator[kv_pb2.KvPages, None]:
         """Raises RpcError: NOT_FOUND without such a lease, EXHAUSTED past the bound."""
-        wanted = [_Wanted(block_hash) for block_hash in parse_hashes(request.block_hashes)]
+        hashes = parse_hashes(request.block_hashes)
+        pull = _Pull([_Wanted(block_hash) for block_hash in hashes], request.takes_layers)
         if self._num_running >= self._options.max_pulls:
             raise RpcError(Code.EXHAUSTED, f"{self._num_running} pulls are running")
         self._num_running += 1
         try:
             source = (
-                self._pull_leased(request.lease_id, wanted, steps)
+                self._pull_leased(request.lease_id, pull, steps)
                 if request.lease_id
-                else self._pull_cached(wanted, steps)
+                else self._pull_cached(pull, steps)
             )
             async for message in source:
-                self.num_pages_sent += len(message.pages)
-                self.transfer_bytes += sum(len(page.data) for page in message.pages)
+                self.num_pages_sent += num_pages(message)
+                self.transfer_bytes += num_bytes(message)
                 yield message
         finally:
             self._num_running -= 1
 
     async def _pull_leased(
-        self, lease_id: str, wanted: list[_Wanted], steps: StepLoop
+        self, lease_id: str, pull: _Pull, steps: StepLoop
     ) -> AsyncGenerator[kv_pb2.KvPages, None]:
         lease = await self._find(lease_id)
         loop = asyncio.get_running_loop()
@@ -148,8 +158,8 @@ class Exporter:
         while True:
             if lease.gone:
                 raise RpcError(Code.NOT_FOUND, f"lease {lease_id} has ended")
-            message = self._gather(wanted, steps)
-            if message.pages:
+            message = self._gather(pull, steps)
+            if num_pages(message):
                 self._renew(lease_id)
             elif lease.output_token_ids is not None:
                 yield kv_pb2.KvPages(output_token_ids=lease.output_token_ids)
@@ -169,32 +179,33 @@ class Exporter:
             raise RpcError(Code.NOT_FOUND, f"lease {lease_id} is not known here") from None
         return self._leases[lease_id]
 
-    def _gather(self, wanted: list[_Wanted], steps: StepLoop) -> kv_pb2.KvPages:
+    def _gather(self, pull: _Pull, steps: StepLoop) -> kv_pb2.KvPages:
         """Pages that are complete now and were not sent yet, up to one message."""
-        message = MessageBuilder()
+        message = MessageBuilder(self._pages, pull.takes_layers)
         flying = self._in_flight
-        for block in wanted:
+        for block in pull.wanted:
             block_id = steps.engine.block_of(block.block_hash)
             num_ready = self._pages.num_layers
             if block_id is None:
                 block_id = flying.block_ids.get(block.block_hash)
                 num_ready = flying.num_layers_done
-            if block_id is None:
+            if block_id is None or block.num_sent_layers >= num_ready:
                 continue
-            while block.num_sent_layers < num_ready and not message.is_full:
-                layer = block.num_sent_layers
-                message.add(self._pages.read(block.block_hash, block_id, layer))
-                block.num_sent_layers += 1
+            if message.is_full:
+                break
+            block.num_sent_layers = message.add(
+                block.block_hash, block_id, block.num_sent_layers, num_ready
+            )
         return message.take()
 
     async def _pull_cached(
-        self, wanted: list[_Wanted], steps: StepLoop
+        self, pull: _Pull, steps: StepLoop
     ) -> AsyncGenerator[kv_pb2.KvPages, None]:
         self._num_pulls += 1
         pin_id = f"pull/{self._num_pulls}"
         try:
-            await steps.pin(pin_id, [block.block_hash for block in wanted])
-            while (message := self._gather(wanted, steps)).pages:
+            await steps.pin(pin_id, [block.block_hash for block in pull.wanted])
+            while num_pages(message := self._gather(pull, steps)):
                 yield message
         finally:
             steps.feed(Release((pin_id,)))

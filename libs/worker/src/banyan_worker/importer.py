@@ -15,11 +15,12 @@ from dataclasses import dataclass, field
 
 from banyan.v1 import kv_pb2, worker_pb2
 from banyan_core.engine_messages import ImportDone, Release
-from banyan_core.hashing import block_hashes, pack, page_digest
+from banyan_core.hashing import block_hashes, pack
 from banyan_core.runner import Runner
 from banyan_core.types import BlockHash, LeasedKv, SequenceSpec, WorkerRef
 from banyan_runtime import wire
 from banyan_runtime.clock import Clock
+from banyan_runtime.kv_pages import layers_in, num_bytes, num_pages
 from banyan_runtime.rpc import Network, RpcError
 from banyan_worker.options import WorkerOptions
 from banyan_worker.pages import Pages, close_stream
@@ -136,7 +137,9 @@ class Importer:
     ) -> None:
         self.totals.num_pulls += 1
         missing = self._missing(todo, todo.hashes, steps)
-        request = worker_pb2.PullRequest(lease_id=source.lease_id, block_hashes=pack(missing))
+        request = worker_pb2.PullRequest(
+            lease_id=source.lease_id, block_hashes=pack(missing), takes_layers=True
+        )
         channel = self._network.channel(source.worker.address)
         stream = channel.stream(wire.PULL, request)
         output: tuple[int, ...] = ()
@@ -145,7 +148,7 @@ class Importer:
                 async with asyncio.timeout(self._options.pull_silence_s):
                     message = await anext(stream)
                 output = tuple(message.output_token_ids)
-                if message.pages or output:
+                if num_pages(message) or output:
                     await self._take(todo, message, steps)
         except (RpcError, TimeoutError, StopAsyncIteration) as error:
             self.totals.num_failed_pulls += 1
@@ -183,25 +186,20 @@ class Importer:
             todo.block_ids = dict(reserved) if reserved is not None else None
         if todo.block_ids is None:
             return
-        for page in message.pages:
-            self.totals.transfer_bytes += len(page.data)
-            block_id = todo.block_ids.get(page.block_hash)
-            if block_id is not None and page.block_hash not in todo.whole:
-                self._write(todo, page, block_id)
+        self.totals.transfer_bytes += num_bytes(message)
+        for part in layers_in(message):
+            block_id = todo.block_ids.get(part.block_hash)
+            if block_id is not None and part.block_hash not in todo.whole:
+                self._write(todo, part, block_id)
 
-    def _write(self, todo: _Import, page: kv_pb2.KvPage, block_id: int) -> None:
-        num_layers = self._runner.layout.num_layers
-        fits = page.num_layers == num_layers and page.layer < num_layers
-        if not fits or page_digest(page.data) != page.digest:
-            todo.num_rejected += 1
-            todo.layers.pop(page.block_hash, None)
+    def _write(self, todo: _Import, part: kv_pb2.KvLayers, block_id: int) -> None:
+        written = self._pages.write(part, block_id)
+        num_rejected = max(1, len(part.page_bytes)) - len(written)
+        if num_rejected:
+            todo.num_rejected += num_rejected
+            todo.layers.pop(part.block_hash, None)
             return
-        try:
-            self._pages.write(page, block_id)
-        except ValueError:
-            todo.num_rejected += 1
-            return
-        layers = todo.layers.setdefault(page.block_hash, {})
-        layers[page.layer] = None
-        if len(layers) == num_layers:
-            todo.whole[page.block_hash] = None
+        layers = todo.layers.setdefault(part.block_hash, {})
+        layers.update(dict.fromkeys(written))
+        if len(layers) == self._pages.num_layers:
+            todo.whole[part.block_hash] = None

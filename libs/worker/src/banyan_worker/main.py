@@ -22,6 +22,7 @@ from banyan_core.scheduler import EngineLimits
 from banyan_core.types import NS_PER_S, Role, WorkerRef
 from banyan_runtime.buses import BusSettings, open_bus
 from banyan_runtime.directories import DirectorySetting
+from banyan_runtime.freed_memory import keep_freed_memory
 from banyan_runtime.offload import ThreadOffload
 from banyan_runtime.policy_file import PolicyFile, read_policy_file
 from banyan_runtime.service_main import Kit, run_main
@@ -209,4 +210,5 @@ def run(role: Role, env: Mapping[str, str]) -> int:
 
 def run_worker(role: Role) -> None:
     """The whole of a worker service's `main`. Does not return."""
+    keep_freed_memory()
     sys.exit(run(role, os.environ))

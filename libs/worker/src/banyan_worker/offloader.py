@@ -62,18 +62,19 @@ class Offloader:
         return [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
 
     async def _offload(self, address: str, batch: list[BlockHash], steps: StepLoop) -> None:
-        num_known = await self._store.num_stored(address, batch)
-        if num_known is None:
+        stored = await self._store.stored(address, batch)
+        if stored is None:
             self.num_dropped_blocks += len(batch)
             return
-        fresh = batch[num_known:]
+        fresh = batch[stored.num_blocks :]
         if not fresh:
             return
         self._num_batches += 1
         pin_id = f"offload/{self._num_batches}"
         try:
             blocks = await steps.pin(pin_id, fresh)
-            num_stored = await self._store.put(address, self._messages(blocks)) if blocks else 0
+            messages = self._messages(blocks, MessageBuilder(self._pages, stored.takes_layers))
+            num_stored = await self._store.put(address, messages) if blocks else 0
         finally:
             steps.feed(Release((pin_id,)))
         if num_stored is None:
@@ -82,12 +83,12 @@ class Offloader:
             self.num_stored_blocks += num_stored
 
     async def _messages(
-        self, blocks: Mapping[BlockHash, int]
+        self, blocks: Mapping[BlockHash, int], message: MessageBuilder
     ) -> AsyncGenerator[kv_pb2.KvPages, None]:
-        message = MessageBuilder()
         for block_hash, block_id in blocks.items():
-            for layer in range(self._pages.num_layers):
-                message.add(self._pages.read(block_hash, block_id, layer))
+            layer = 0
+            while layer < self._pages.num_layers:
+                layer = message.add(block_hash, block_id, layer, self._pages.num_layers)
                 if message.is_full:
                     yield message.take()
         if not message.is_empty:

@@ -18,6 +18,7 @@ from banyan_core.types import NS_PER_S, BlockHash, ModelCard, WorkerLoad
 from banyan_runtime import wire
 from banyan_runtime.clock import Clock
 from banyan_runtime.directory import Directory
+from banyan_runtime.kv_pages import num_bytes
 from banyan_runtime.rpc import Network, RpcError
 from banyan_worker.options import WorkerOptions
 from banyan_worker.pages import close_stream
@@ -33,6 +34,14 @@ class Offer:
 
     address: str
     hashes: tuple[BlockHash, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a store says of blocks that it was asked for, and of how it wants others."""
+
+    num_blocks: int
+    takes_layers: bool
 
 
 class StoreClient:
@@ -66,9 +75,9 @@ class StoreClient:
         """The store with the longest run of `missing`, if fetching that is worth it."""
         best = Offer("", ())
         for address in await self.addresses():
-            num = await self.num_stored(address, missing)
-            if num is not None and num > len(best.hashes):
-                best = Offer(address, tuple(missing[:num]))
+            stored = await self.stored(address, missing)
+            if stored is not None and stored.num_blocks > len(best.hashes):
+                best = Offer(address, tuple(missing[: stored.num_blocks]))
         view = OnboardView(
             num_tokens=len(best.hashes) * self._block_size,
             num_bytes=len(best.hashes) * self._block_bytes,
@@ -78,8 +87,8 @@ class StoreClient:
         )
         return best if self._options.onboard.decide(view).fetch else None
 
-    async def num_stored(self, address: str, hashes: Sequence[BlockHash]) -> int | None:
-        """How many of these, from the first on, this store has; None when it does not answer."""
+    async def stored(self, address: str, hashes: Sequence[BlockHash]) -> Stored | None:
+        """How many of these, from the first on, a store has; None when it does not answer."""
         started_ns = self._clock.now_ns()
         request = kv_pb2.HasRequest(block_hashes=pack(hashes))
         channel = self._network.channel(address)
@@ -89,26 +98,26 @@ class StoreClient:
             self._rest(address, error)
             return None
         self._latency.add((self._clock.now_ns() - started_ns) / NS_PER_S)
-        return min(answer.num_prefix_blocks, len(hashes))
+        return Stored(min(answer.num_prefix_blocks, len(hashes)), answer.takes_layers)
 
     async def fetch(self, offer: Offer) -> AsyncGenerator[kv_pb2.KvPages, None]:
         """The blocks' pages; ends early when the store breaks off."""
         started_ns = self._clock.now_ns()
-        request = kv_pb2.GetRequest(block_hashes=pack(offer.hashes))
+        request = kv_pb2.GetRequest(block_hashes=pack(offer.hashes), takes_layers=True)
         timeout_s = self._options.store_timeout_s
         stream = self._network.channel(offer.address).stream(wire.STORE_GET, request, timeout_s)
-        num_bytes = 0
+        fetched_bytes = 0
         try:
             async for message in stream:
-                num_bytes += sum(len(page.data) for page in message.pages)
+                fetched_bytes += num_bytes(message)
                 yield message
         except RpcError as error:
             self._rest(offer.address, error)
         finally:
             await close_stream(stream)
         elapsed_ns = self._clock.now_ns() - started_ns
-        if num_bytes and elapsed_ns:
-            self._bandwidth.add(num_bytes * NS_PER_S / elapsed_ns)
+        if fetched_bytes and elapsed_ns:
+            self._bandwidth.add(fetched_bytes * NS_PER_S / elapsed_ns)
 
     async def put(self, address: str, messages: AsyncIterator[kv_pb2.KvPages]) -> int | None:
         """How many blocks were stored; None when the store broke off."""

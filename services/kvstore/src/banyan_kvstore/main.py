@@ -14,6 +14,7 @@ from banyan_kvstore.memory_tier import MemoryTier
 from banyan_kvstore.service import KvStoreOptions, KvStoreService
 from banyan_kvstore.tiers import Tiers
 from banyan_runtime.buses import BusSettings, open_bus
+from banyan_runtime.freed_memory import keep_freed_memory
 from banyan_runtime.offload import ThreadOffload
 from banyan_runtime.redis_client import IndexUrl
 from banyan_runtime.redis_index import RedisKvIndex
@@ -71,4 +72,5 @@ def run(env: Mapping[str, str]) -> int:
 
 
 def main() -> None:
+    keep_freed_memory()
     sys.exit(run(os.environ))

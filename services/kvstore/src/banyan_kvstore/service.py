@@ -106,9 +106,9 @@ class KvStoreService:
         await self._tasks.cancel_all()
 
     async def _copy_to_disk(self) -> None:
-        """One block at a time: a Put that must make room waits for one file at most."""
+        """A little at a time: a Put that must make room waits for it."""
         while True:
-            self._events.changed(await self._tiers.copy_one())
+            self._events.changed(await self._tiers.copy_some())
 
     async def _say_all(self) -> None:
         """Repeat all that is held: heals whatever the bus, the fold or the index lost."""

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 
 from banyan.v1 import kv_pb2
-from banyan_core.hashing import HASH_BYTES, unpack
+from banyan_core.hashing import unpack
 from banyan_core.types import BlockHash
-from banyan_kvstore.block import Block, Page
-from banyan_kvstore.block_file import MAX_LAYERS
+from banyan_kvstore.block import Block
 from banyan_kvstore.kv_events import StoreEvents
 from banyan_kvstore.metrics import KvStoreMetrics
 from banyan_kvstore.tiers import Tiers
+from banyan_kvstore.upload import Upload
 from banyan_runtime import wire
+from banyan_runtime.kv_pages import CHECKSUM_BYTES, MESSAGE_BYTES, as_pages, layers_in
 from banyan_runtime.page_traces import traced_pages
 from banyan_runtime.rpc import (
     Code,
@@ -25,7 +25,6 @@ from banyan_runtime.rpc import (
 )
 from banyan_runtime.tracing import NO_TRACING, Tracing
 
-MESSAGE_BYTES = 1 << 20
 MAX_INFLIGHT_BYTES = 64 << 20
 
 
@@ -61,39 +60,45 @@ class KvStoreServicer:
 
     async def has(self, request: kv_pb2.HasRequest) -> kv_pb2.HasResponse:
         hashes = _hashes(request.block_hashes)
-        return kv_pb2.HasResponse(num_prefix_blocks=self._tiers.num_prefix_blocks(hashes))
+        return kv_pb2.HasResponse(
+            num_prefix_blocks=self._tiers.num_prefix_blocks(hashes), takes_layers=True
+        )
 
     def get(self, request: kv_pb2.GetRequest) -> AsyncGenerator[kv_pb2.KvPages, None]:
         """Whole blocks in the order asked, about 1 MiB a message; ends at the first absent one."""
         hashes = _hashes(request.block_hashes)
         asked = {"banyan.num_blocks": len(hashes)}
-        return traced_pages(self._tracing, "kvstore get", asked, self._read(hashes))
+        messages = self._read(hashes, request.takes_layers)
+        return traced_pages(self._tracing, "kvstore get", asked, messages)
 
-    async def _read(self, hashes: Sequence[BlockHash]) -> AsyncGenerator[kv_pb2.KvPages, None]:
+    async def _read(
+        self, hashes: Sequence[BlockHash], takes_layers: bool
+    ) -> AsyncGenerator[kv_pb2.KvPages, None]:
         message, num_bytes = kv_pb2.KvPages(), 0
         for block_hash in hashes:
             block, change = await self._tiers.get(block_hash)
             self._events.changed(change)
             if block is None:
                 break
-            for layer, page in enumerate(block.pages):
-                if num_bytes and num_bytes + len(page.data) > MESSAGE_BYTES:
-                    yield message
+            for first, end in _parts(block):
+                size = sum(block.page_bytes[first:end])
+                if num_bytes and num_bytes + size > MESSAGE_BYTES:
+                    yield message if takes_layers else as_pages(message)
                     message, num_bytes = kv_pb2.KvPages(), 0
-                message.pages.append(_page_to_pb(block, layer, page))
-                num_bytes += len(page.data)
+                _add(message, block, first, end)
+                num_bytes += size
         if num_bytes:
-            yield message
+            yield message if takes_layers else as_pages(message)
 
     async def put(self, requests: AsyncIterator[kv_pb2.KvPages]) -> kv_pb2.PutResponse:
-        """Store the blocks that came whole. A page whose digest is wrong spoils its block."""
-        upload = _Upload()
+        """Store the blocks that came whole. A page whose checksum is wrong spoils its block."""
+        upload = Upload()
         response = kv_pb2.PutResponse()
         try:
             async for message in requests:
-                for page in message.pages:
-                    self._reserve(upload, len(page.data))
-                    response.num_rejected_pages += self._take(upload, page)
+                for part in layers_in(message):
+                    self._reserve(upload, sum(part.page_bytes))
+                    self._give_back(upload, upload.add(part))
                 for block in upload.whole():
                     change = await self._tiers.put(block)
                     self._events.changed(change)
@@ -101,6 +106,8 @@ class KvStoreServicer:
                     self._give_back(upload, block.num_bytes)
         finally:
             self._give_back(upload, upload.reserved_bytes)
+            self._metrics.rejected_pages.inc(upload.num_rejected_pages)
+        response.num_rejected_pages = upload.num_rejected_pages
         return response
 
     async def stats(self, _: kv_pb2.StatsRequest) -> kv_pb2.StatsResponse:
@@ -115,65 +122,16 @@ class KvStoreServicer:
         ]
         return kv_pb2.StatsResponse(tiers=tiers, epoch=self._epoch, indexing=self._is_indexing())
 
-    def _take(self, upload: _Upload, page: kv_pb2.KvPage) -> int:
-        """Add a page to its block. 1 when it was rejected, else 0."""
-        _check_page(page)
-        kept = Page(page.digest, page.data)
-        if not kept.intact:
-            self._metrics.rejected_pages.inc()
-            self._give_back(upload, len(page.data) + upload.spoil(page.block_hash))
-            return 1
-        if not upload.add(page.block_hash, page.layer, page.num_layers, kept):
-            self._give_back(upload, len(page.data))
-        return 0
-
-    def _reserve(self, upload: _Upload, num_bytes: int) -> None:
+    def _reserve(self, upload: Upload, num_bytes: int) -> None:
         if self._inflight_bytes + num_bytes > self._max_inflight_bytes:
             self._metrics.refused_puts.inc()
             raise RpcError(Code.EXHAUSTED, f"{self._inflight_bytes} bytes are on their way already")
         self._inflight_bytes += num_bytes
         upload.reserved_bytes += num_bytes
 
-    def _give_back(self, upload: _Upload, num_bytes: int) -> None:
+    def _give_back(self, upload: Upload, num_bytes: int) -> None:
         self._inflight_bytes -= num_bytes
         upload.reserved_bytes -= num_bytes
-
-
-@dataclass(slots=True)
-class _Upload:
-    """The blocks of one Put that are not whole yet."""
-
-    reserved_bytes: int = 0
-    pages: dict[BlockHash, list[Page | None]] = field(default_factory=dict)
-    spoilt: dict[BlockHash, None] = field(default_factory=dict)
-
-    def add(self, block_hash: BlockHash, layer: int, num_layers: int, page: Page) -> bool:
-        """False when the page is not needed: its block is spoilt, or it was here already."""
-        if block_hash in self.spoilt:
-            return False
-        pages = self.pages.setdefault(block_hash, [None] * num_layers)
-        if len(pages) != num_layers:
-            raise RpcError(Code.INVALID, f"num_layers is {num_layers} after {len(pages)}")
-        if pages[layer] is not None:
-            return False
-        pages[layer] = page
-        return True
-
-    def spoil(self, block_hash: BlockHash) -> int:
-        """Give up this block; how many bytes of it were here."""
-        self.spoilt[block_hash] = None
-        pages = self.pages.pop(block_hash, [])
-        return sum(len(page.data) for page in pages if page is not None)
-
-    def whole(self) -> list[Block]:
-        """Take out the blocks of which every page is here, in the order of their first pages."""
-        blocks = []
-        for block_hash, pages in list(self.pages.items()):
-            there = tuple(page for page in pages if page is not None)
-            if len(there) == len(pages):
-                blocks.append(Block(block_hash, there))
-                del self.pages[block_hash]
-        return blocks
 
 
 def _hashes(packed: bytes) -> Sequence[BlockHash]:
@@ -183,22 +141,25 @@ def _hashes(packed: bytes) -> Sequence[BlockHash]:
         raise RpcError(Code.INVALID, str(error)) from None
 
 
-def _check_page(page: kv_pb2.KvPage) -> None:
-    if len(page.block_hash) != HASH_BYTES:
-        raise RpcError(Code.INVALID, f"block_hash has {len(page.block_hash)} bytes, expected 16")
-    if not 0 < page.num_layers <= MAX_LAYERS:
-        raise RpcError(Code.INVALID, f"num_layers is {page.num_layers}, expected 1 to {MAX_LAYERS}")
-    if page.layer >= page.num_layers:
-        raise RpcError(Code.INVALID, f"layer {page.layer} of {page.num_layers} layers")
-    if not page.data:
-        raise RpcError(Code.INVALID, "data is empty")
+def _parts(block: Block) -> Iterator[tuple[int, int]]:
+    """Runs of its layers (first, end) that fit into a message each."""
+    first = num_bytes = 0
+    for layer, size in enumerate(block.page_bytes):
+        if num_bytes and num_bytes + size > MESSAGE_BYTES:
+            yield first, layer
+            first, num_bytes = layer, 0
+        num_bytes += size
+    yield first, len(block.page_bytes)
 
 
-def _page_to_pb(block: Block, layer: int, page: Page) -> kv_pb2.KvPage:
-    return kv_pb2.KvPage(
+def _add(message: kv_pb2.KvPages, block: Block, first: int, end: int) -> None:
+    start = sum(block.page_bytes[:first])
+    size = sum(block.page_bytes[first:end])
+    message.layers.add(
         block_hash=block.block_hash,
-        layer=layer,
-        num_layers=len(block.pages),
-        digest=page.digest,
-        data=page.data,
+        first_layer=first,
+        num_layers=len(block.page_bytes),
+        page_bytes=block.page_bytes[first:end],
+        checksums=block.checksums[first * CHECKSUM_BYTES : end * CHECKSUM_BYTES],
+        data=block.data[start : start + size],
     )

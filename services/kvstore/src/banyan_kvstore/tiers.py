@@ -21,6 +21,10 @@ from banyan_kvstore.memory_tier import MemoryTier, TierFigures
 
 T = TypeVar("T")
 
+COPY_BYTES = 1 << 20
+COPY_BLOCKS = 64
+"""Of one turn: whoever must make room waits for it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Change:
@@ -112,20 +116,31 @@ class Tiers:
             stored = () if block.block_hash in removed else (block.block_hash,)
             return Change(stored, tuple(b for b in removed if b not in self))
 
-    async def copy_one(self) -> Change:
-        """Wait for a block that was put in memory, and copy it to disk, the oldest put first.
+    async def copy_some(self) -> Change:
+        """Wait for blocks that were put in memory, and copy about 1 MiB to disk, oldest put first.
 
         A block that disk forgets later, or cannot take, is not copied again: a disk smaller than
         memory would be written for ever.
         """
         await self._any_uncopied.wait()
         async with self._changing:
-            block_hash = next(iter(self._uncopied), None)
-            if block_hash is None or self._disk is None:
+            blocks = self._next_uncopied()
+            if self._disk is None or not blocks:
                 return Change()
-            removed = await self._disk.put(self._memory.peek(block_hash))
-            self._copied(block_hash)
+            removed = await self._disk.put(*blocks)
+            for block in blocks:
+                self._copied(block.block_hash)
             return Change(removed=tuple(gone for gone in removed if gone not in self))
+
+    def _next_uncopied(self) -> list[Block]:
+        blocks: list[Block] = []
+        num_bytes = 0
+        for block_hash in self._uncopied:
+            if num_bytes >= COPY_BYTES or len(blocks) == COPY_BLOCKS:
+                break
+            blocks.append(self._memory.peek(block_hash))
+            num_bytes += blocks[-1].num_bytes
+        return blocks
 
     async def flush(self) -> None:
         """Write to disk all that only memory has, the least recently used first."""

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x62\x61nyan/v1/kv.proto\x12\tbanyan.v1\"E\n\x07KvPages\x12 \n\x05pages\x18\x01 \x03(\x0b\x32\x11.banyan.v1.KvPage\x12\x18\n\x10output_token_ids\x18\x02 \x03(\r\"]\n\x06KvPage\x12\x12\n\nblock_hash\x18\x01 \x01(\x0c\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x12\n\nnum_layers\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\"\n\nHasRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\"(\n\x0bHasResponse\x12\x19\n\x11num_prefix_blocks\x18\x01 \x01(\r\"\"\n\nGetRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\"D\n\x0bPutResponse\x12\x19\n\x11num_stored_blocks\x18\x01 \x01(\r\x12\x1a\n\x12num_rejected_pages\x18\x02 \x01(\r\"\x0e\n\x0cStatsRequest\"U\n\rStatsResponse\x12#\n\x05tiers\x18\x01 \x03(\x0b\x32\x14.banyan.v1.TierStats\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08indexing\x18\x03 \x01(\x08\"V\n\tTierStats\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x12\n\nnum_blocks\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x13\n\x0blimit_bytes\x18\x04 \x01(\x04\x32\xe4\x01\n\x07KvStore\x12\x34\n\x03Has\x12\x15.banyan.v1.HasRequest\x1a\x16.banyan.v1.HasResponse\x12\x32\n\x03Get\x12\x15.banyan.v1.GetRequest\x1a\x12.banyan.v1.KvPages0\x01\x12\x33\n\x03Put\x12\x12.banyan.v1.KvPages\x1a\x16.banyan.v1.PutResponse(\x01\x12:\n\x05Stats\x12\x17.banyan.v1.StatsRequest\x1a\x18.banyan.v1.StatsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12\x62\x61nyan/v1/kv.proto\x12\tbanyan.v1\"j\n\x07KvPages\x12 \n\x05pages\x18\x01 \x03(\x0b\x32\x11.banyan.v1.KvPage\x12\x18\n\x10output_token_ids\x18\x02 \x03(\r\x12#\n\x06layers\x18\x03 \x03(\x0b\x32\x13.banyan.v1.KvLayers\"|\n\x08KvLayers\x12\x12\n\nblock_hash\x18\x01 \x01(\x0c\x12\x13\n\x0b\x66irst_layer\x18\x02 \x01(\r\x12\x12\n\nnum_layers\x18\x03 \x01(\r\x12\x12\n\npage_bytes\x18\x04 \x03(\r\x12\x11\n\tchecksums\x18\x05 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x06 \x01(\x0c\"]\n\x06KvPage\x12\x12\n\nblock_hash\x18\x01 \x01(\x0c\x12\r\n\x05layer\x18\x02 \x01(\r\x12\x12\n\nnum_layers\x18\x03 \x01(\r\x12\x0e\n\x06\x64igest\x18\x04 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\"\"\n\nHasRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\">\n\x0bHasResponse\x12\x19\n\x11num_prefix_blocks\x18\x01 \x01(\r\x12\x14\n\x0ctakes_layers\x18\x02 \x01(\x08\"8\n\nGetRequest\x12\x14\n\x0c\x62lock_hashes\x18\x01 \x01(\x0c\x12\x14\n\x0ctakes_layers\x18\x02 \x01(\x08\"D\n\x0bPutResponse\x12\x19\n\x11num_stored_blocks\x18\x01 \x01(\r\x12\x1a\n\x12num_rejected_pages\x18\x02 \x01(\r\"\x0e\n\x0cStatsRequest\"U\n\rStatsResponse\x12#\n\x05tiers\x18\x01 \x03(\x0b\x32\x14.banyan.v1.TierStats\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x12\x10\n\x08indexing\x18\x03 \x01(\x08\"V\n\tTierStats\x12\x0c\n\x04tier\x18\x01 \x01(\t\x12\x12\n\nnum_blocks\x18\x02 \x01(\x04\x12\x12\n\nused_bytes\x18\x03 \x01(\x04\x12\x13\n\x0blimit_bytes\x18\x04 \x01(\x04\x32\xe4\x01\n\x07KvStore\x12\x34\n\x03Has\x12\x15.banyan.v1.HasRequest\x1a\x16.banyan.v1.HasResponse\x12\x32\n\x03Get\x12\x15.banyan.v1.GetRequest\x1a\x12.banyan.v1.KvPages0\x01\x12\x33\n\x03Put\x12\x12.banyan.v1.KvPages\x1a\x16.banyan.v1.PutResponse(\x01\x12:\n\x05Stats\x12\x17.banyan.v1.StatsRequest\x1a\x18.banyan.v1.StatsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,23 +32,25 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'banyan.v1.kv_pb2', _globals
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_KVPAGES']._serialized_start=33
-  _globals['_KVPAGES']._serialized_end=102
-  _globals['_KVPAGE']._serialized_start=104
-  _globals['_KVPAGE']._serialized_end=197
-  _globals['_HASREQUEST']._serialized_start=199
-  _globals['_HASREQUEST']._serialized_end=233
-  _globals['_HASRESPONSE']._serialized_start=235
-  _globals['_HASRESPONSE']._serialized_end=275
-  _globals['_GETREQUEST']._serialized_start=277
-  _globals['_GETREQUEST']._serialized_end=311
-  _globals['_PUTRESPONSE']._serialized_start=313
-  _globals['_PUTRESPONSE']._serialized_end=381
-  _globals['_STATSREQUEST']._serialized_start=383
-  _globals['_STATSREQUEST']._serialized_end=397
-  _globals['_STATSRESPONSE']._serialized_start=399
-  _globals['_STATSRESPONSE']._serialized_end=484
-  _globals['_TIERSTATS']._serialized_start=486
-  _globals['_TIERSTATS']._serialized_end=572
-  _globals['_KVSTORE']._serialized_start=575
-  _globals['_KVSTORE']._serialized_end=803
+  _globals['_KVPAGES']._serialized_end=139
+  _globals['_KVLAYERS']._serialized_start=141
+  _globals['_KVLAYERS']._serialized_end=265
+  _globals['_KVPAGE']._serialized_start=267
+  _globals['_KVPAGE']._serialized_end=360
+  _globals['_HASREQUEST']._serialized_start=362
+  _globals['_HASREQUEST']._serialized_end=396
+  _globals['_HASRESPONSE']._serialized_start=398
+  _globals['_HASRESPONSE']._serialized_end=460
+  _globals['_GETREQUEST']._serialized_start=462
+  _globals['_GETREQUEST']._serialized_end=518
+  _globals['_PUTRESPONSE']._serialized_start=520
+  _globals['_PUTRESPONSE']._serialized_end=588
+  _globals['_STATSREQUEST']._serialized_start=590
+  _globals['_STATSREQUEST']._serialized_end=604
+  _globals['_STATSRESPONSE']._serialized_start=606
+  _globals['_STATSRESPONSE']._serialized_end=691
+  _globals['_TIERSTATS']._serialized_start=693
+  _globals['_TIERSTATS']._serialized_end=779
+  _globals['_KVSTORE']._serialized_start=782
+  _globals['_KVSTORE']._serialized_end=1010
 # @@protoc_insertion_point(module_scope)

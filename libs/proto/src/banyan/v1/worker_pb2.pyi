@@ -622,19 +622,22 @@ class PullRequest(_message.Message):
 
     LEASE_ID_FIELD_NUMBER: _builtins.int
     BLOCK_HASHES_FIELD_NUMBER: _builtins.int
+    TAKES_LAYERS_FIELD_NUMBER: _builtins.int
     lease_id: _builtins.str
     """empty: cached blocks, what is absent is left out"""
     block_hashes: _builtins.bytes
     """16 bytes each"""
+    takes_layers: _builtins.bool
     def __init__(
         self,
         *,
         lease_id: _builtins.str = ...,
         block_hashes: _builtins.bytes = ...,
+        takes_layers: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "lease_id", b"lease_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["block_hashes", b"block_hashes", "lease_id", b"lease_id", "takes_layers", b"takes_layers"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
