@@ -13,10 +13,12 @@ from collections.abc import Callable, Sequence
 from torch import Tensor
 
 from banyan_engine.attention import step_attention
+from banyan_engine.kernels import native
 from banyan_engine.lora import lora_rows
 from banyan_engine.model import Model
 from banyan_engine.paged_kv import PagedKv, Slots
 from banyan_engine.spans import Span, sampled_parts
+from banyan_engine.whole_layers import whole_layers
 
 
 def flat_forward(
@@ -25,9 +27,17 @@ def flat_forward(
     """Compute all spans; fp32 logits [sum of num_sampled, vocab], in the order of the spans."""
     inputs = kv.inputs.fill(spans)
     slots = Slots(inputs.slot_ids.to(kv.device), inputs.fresh_block_ids.to(kv.device))
-    attention = step_attention(model.spec, kv, spans, model.dtype)
     rotations = model.rotations(inputs.positions.to(kv.device))
     x = model.embed(inputs.token_ids.to(kv.device))
+    whole = whole_layers(model, kv, spans)
+    helper = None if whole is None else native.library()
+    if whole is not None and helper is not None:
+        step = whole.step(x, spans, slots, rotations)
+        for layer in range(model.spec.num_layers):
+            step.run(layer, helper)
+            on_layer(layer)
+        return model.logits(x)
+    attention = step_attention(model.spec, kv, spans, model.dtype)
     lora = lora_rows([(span.adapter, span.num_tokens) for span in spans], kv.device)
     all_sample = len(inputs.sampled_rows) == len(inputs.token_ids)
     last_layer = model.spec.num_layers - 1

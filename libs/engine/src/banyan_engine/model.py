@@ -18,7 +18,7 @@ from banyan_engine.lora import LoraRows, product
 from banyan_engine.rope import Rotation, rope_frequencies, rotation
 from banyan_engine.rowwise import add_norm, norm, split_heads
 from banyan_engine.spec import ModelSpec
-from banyan_engine.weights import ModelWeights
+from banyan_engine.weights import LayerWeights, ModelWeights
 
 
 class Model:
@@ -36,6 +36,10 @@ class Model:
     def dtype(self) -> torch.dtype:
         """Type of weights and activations; logits are always fp32."""
         return self._weights.norm.dtype
+
+    def layer(self, number: int) -> LayerWeights:
+        """The weights of one layer, for who computes it in another way."""
+        return self._weights.layers[number]
 
     def embed(self, token_ids: Tensor) -> Tensor:
         """[tokens] to [tokens, hidden]."""

@@ -2,23 +2,11 @@
 // into chunks that threads take one by one; each chunk keeps, per query head, the largest score,
 // the sum of exponentials and the weighted sum of values, and a second pass joins the chunks. All
 // heads of a block are done together, because together they lie side by side in memory.
-#include "lanes.h"
+#include "parts.h"
 
 #include <algorithm>
 #include <cmath>
-#include <memory>
 #include <type_traits>
-#include <vector>
-
-struct AttendArgs {  // as in native.py
-  const void *q, *keys, *values;  // q [rows, heads, key_dim]; pools [slots, kv_heads, dim]
-  void* out;                      // [rows, heads, value_dim]
-  const int64_t* tables;          // [rows] addresses of block tables
-  const int64_t* positions;       // [rows] the last position that a row sees
-  int64_t rows, heads, kv_heads, key_dim, value_dim, block_size, window;  // window 0: none
-  float scale, softcap;           // softcap 0: none
-  int threads;
-};
 
 namespace {
 #define MEMBER inline __attribute__((always_inline))
@@ -26,12 +14,7 @@ constexpr int TILE = 16;        // keys at a time
 constexpr int64_t CHUNK = 256;  // keys that one thread takes at a time, a multiple of TILE
 constexpr int64_t NUM_TILES = CHUNK / TILE;
 
-struct Part {  // of one row, chunk and head: where its numbers lie
-  float *top, *total, *sum;
-};
-struct Work {
-  int64_t row, begin, end;
-};
+using Part = AttendPlan::Part;
 
 // One of the two pools: rows of all KV heads lie side by side, `width` elements each.
 template <class KV>
@@ -188,9 +171,9 @@ INLINE void exponentials(f32x16* row, int64_t n, float softcap, const Part& part
 
 // All query heads of one row over some of its keys: all scores, then weights, then all values.
 template <class T, class KV>
-void chunk(const AttendArgs& a, const Work& work, const Part* parts, f32x16* weights) {
+void chunk(const AttendArgs& a, const AttendPlan::Work& work, const Part* parts, f32x16* weights) {
   const Pool<KV> keys(a.keys, a.key_dim, a.kv_heads), values(a.values, a.value_dim, a.kv_heads);
-  const T* q = (const T*)a.q + work.row * a.heads * a.key_dim;
+  const T* q = (const T*)a.q + work.row * a.q_stride;
   const int64_t* table = (const int64_t*)a.tables[work.row];
   const int64_t group = a.heads / a.kv_heads, n = work.end - work.begin;
   const int64_t num_tiles = (n + TILE - 1) / TILE;
@@ -254,9 +237,20 @@ void join(const AttendArgs& a, int64_t row, const Part* parts, int64_t num_parts
 }
 
 template <class T, class KV>
-void attend(const AttendArgs& a) {
-  std::vector<Work> work;
-  std::vector<int64_t> first_work;
+void attend(const AttendArgs& a, const AttendPlan& plan) {
+  std::vector<f32x16> weights(a.heads * NUM_TILES);
+#pragma omp for schedule(dynamic)
+  for (size_t i = 0; i < plan.work.size(); i++)
+    chunk<T, KV>(a, plan.work[i], &plan.parts[i * a.heads], weights.data());
+#pragma omp for
+  for (int64_t row = 0; row < a.rows; row++) {
+    const int64_t first = plan.first_work[row];
+    join<T>(a, row, &plan.parts[first * a.heads], plan.first_work[row + 1] - first);
+  }
+}
+}  // namespace
+
+AttendPlan::AttendPlan(const AttendArgs& a) {
   for (int64_t row = 0; row < a.rows; row++) {
     first_work.push_back(work.size());
     const int64_t end = a.positions[row] + 1;
@@ -266,32 +260,27 @@ void attend(const AttendArgs& a) {
   }
   first_work.push_back(work.size());
   const int64_t num_parts = work.size() * a.heads, size = a.value_dim + 2;
-  std::unique_ptr<float[]> memory(new float[num_parts * size]);
-  std::vector<Part> parts(num_parts);
+  memory.reset(new float[num_parts * size]);
   for (int64_t i = 0; i < num_parts; i++) {
-    float* p = &memory[i * size];
-    parts[i] = {p, p + 1, p + 2};
-  }
-#pragma omp parallel num_threads(a.threads)
-  {
-    std::vector<f32x16> weights(a.heads * NUM_TILES);
-#pragma omp for schedule(dynamic)
-    for (size_t i = 0; i < work.size(); i++)
-      chunk<T, KV>(a, work[i], &parts[i * a.heads], weights.data());
-#pragma omp for
-    for (int64_t row = 0; row < a.rows; row++)
-      join<T>(a, row, &parts[first_work[row] * a.heads], first_work[row + 1] - first_work[row]);
+    float* p = memory.get() + i * size;
+    parts.push_back({p, p + 1, p + 2});
   }
 }
-}  // namespace
+
+void attend_part(int is_bf16, int kv_type, const AttendArgs& args, const AttendPlan& plan) {
+  if (is_bf16)
+    kv_type == 2 ? attend<bf16, int8_t>(args, plan) : attend<bf16, bf16>(args, plan);
+  else if (kv_type == 0)
+    attend<float, float>(args, plan);
+  else
+    kv_type == 2 ? attend<float, int8_t>(args, plan) : attend<float, bf16>(args, plan);
+}
 
 // q and out are bfloat16 or float. The pools (kv_type) are 0 float, 1 bfloat16 or 2 int8 with scales;
-// bfloat16 queries see no float pools. Dimensions are multiples of 16, and each sees at least one key.
+// bfloat16 queries see no float pools. Dimensions are multiples of 16, and each row sees at least
+// one key.
 extern "C" void banyan_attend(int is_bf16, int kv_type, const AttendArgs* args) {
-  if (is_bf16)
-    kv_type == 2 ? attend<bf16, int8_t>(*args) : attend<bf16, bf16>(*args);
-  else if (kv_type == 0)
-    attend<float, float>(*args);
-  else
-    kv_type == 2 ? attend<float, int8_t>(*args) : attend<float, bf16>(*args);
+  const AttendPlan plan(*args);
+#pragma omp parallel num_threads(args->threads)
+  attend_part(is_bf16, kv_type, *args, plan);
 }

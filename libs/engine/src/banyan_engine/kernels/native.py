@@ -21,7 +21,7 @@ MAX_ROWS = 32
 """Rows of x up to which the helper's product is faster than unpacking and torch's."""
 _DIM_STEP, _MAX_DIM = 16, 256
 _TYPES = (torch.bfloat16, torch.float32)
-_KV_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
+KV_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 DENSE, INT8, INT4 = range(3)
 
 loader = Loader()
@@ -102,7 +102,7 @@ def rows(last_positions: Sequence[int], block_tables: Sequence[Tensor]) -> Rows:
 def can_attend(q_type: torch.dtype, pools: Pools) -> bool:
     """Whether the helper has code for queries of this type over these pools."""
     fits = all(dim > 0 and dim % _DIM_STEP == 0 and dim <= _MAX_DIM for dim in pools.dims)
-    return fits and q_type in _TYPES and pools.keys.dtype in _KV_TYPES
+    return fits and q_type in _TYPES and pools.keys.dtype in KV_TYPES
 
 
 class _AttendArgs(ctypes.Structure):
@@ -110,7 +110,7 @@ class _AttendArgs(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("q", "keys", "values")),
         *((name, ctypes.c_void_p) for name in ("out", "tables", "positions")),
         *((name, ctypes.c_int64) for name in ("rows", "heads", "kv_heads", "key_dim")),
-        *((name, ctypes.c_int64) for name in ("value_dim", "block_size", "window")),
+        *((name, ctypes.c_int64) for name in ("value_dim", "block_size", "window", "q_stride")),
         ("scale", ctypes.c_float),
         ("softcap", ctypes.c_float),
         ("threads", ctypes.c_int),
@@ -129,7 +129,9 @@ def attend(
 ) -> Tensor:
     """Attention of q [rows, heads, key_dim] to [rows, heads, value_dim]; see `can_attend`."""
     kv_type, q_type = pools.keys.dtype, q.dtype
-    q = q.to(torch.float32 if kv_type == torch.float32 else q_type).contiguous()
+    q = q.to(torch.float32 if kv_type == torch.float32 else q_type)
+    if q.stride()[1:] != (q.shape[2], 1):
+        q = q.contiguous()
     key_dim, value_dim = pools.dims
     out = q.new_empty(*q.shape[:2], value_dim)
     if not len(q):
@@ -142,9 +144,10 @@ def attend(
         value_dim,
         pools.keys.shape[1],
         window or 0,
+        q.stride(0),
         scale,
         softcap or 0.0,
         torch.get_num_threads(),
     )
-    helper.banyan_attend(q.dtype is torch.bfloat16, _KV_TYPES[kv_type], ctypes.byref(args))
+    helper.banyan_attend(q.dtype is torch.bfloat16, KV_TYPES[kv_type], ctypes.byref(args))
     return out.to(q_type)

@@ -1,10 +1,9 @@
 // y = x W^T for few rows of x: what decoding does. W is read once, in the file's layout, so that
 // nothing is kept twice; sums are fp32. Rows of W go four at a time, rows of x up to four, each
 // pair with its own accumulators, enough of them to hide the latency of a multiplication.
-#include "lanes.h"
+#include "parts.h"
 
 #include <algorithm>
-#include <vector>
 
 namespace {
 #define MEMBER inline __attribute__((always_inline))
@@ -109,50 +108,51 @@ INLINE void all_rows(const Out<T>& to, const T* x, int64_t ldx, const Rows& w, i
 
 // Where `unpack` is set, weights are unpacked once, into a tile that stays in the cache.
 template <class T, class Rows>
-void product(const Out<T>& to, const T* x, int64_t ldx, const Rows& w, int64_t in, bool unpack,
-             int threads) {
+void product(const Out<T>& to, const T* x, int64_t ldx, const Rows& w, int64_t in, bool unpack) {
   const int64_t num_blocks = (to.out + NR - 1) / NR;
-#pragma omp parallel num_threads(threads)
-  {
-    std::vector<T> tile(unpack ? NR * in : 0);
+  std::vector<T> tile(unpack ? NR * in : 0);
 #pragma omp for schedule(static)
-    for (int64_t b = 0; b < num_blocks; b++) {
-      const int64_t n = b * NR;
-      if (!unpack) {
-        all_rows(to, x, ldx, w, 0, n, in);
-        continue;
-      }
-      for (int64_t j = 0; j < std::min<int64_t>(NR, to.out - n); j++)
-        for (int64_t k = 0; k < in; k += STEP) {
-          Pack<T> p = w.at(n + j, k);
-          if (Rows::SCALED) p = times(p, w.scale(n + j, k));
-          std::memcpy(&tile[j * in + k], &p, sizeof p);
-        }
-      all_rows(to, x, ldx, DenseRows<T>{tile.data(), in}, n, n, in);
+  for (int64_t b = 0; b < num_blocks; b++) {
+    const int64_t n = b * NR;
+    if (!unpack) {
+      all_rows(to, x, ldx, w, 0, n, in);
+      continue;
     }
+    for (int64_t j = 0; j < std::min<int64_t>(NR, to.out - n); j++)
+      for (int64_t k = 0; k < in; k += STEP) {
+        Pack<T> p = w.at(n + j, k);
+        if (Rows::SCALED) p = times(p, w.scale(n + j, k));
+        std::memcpy(&tile[j * in + k], &p, sizeof p);
+      }
+    all_rows(to, x, ldx, DenseRows<T>{tile.data(), in}, n, n, in);
   }
 }
 
 template <class T>
 void dispatch(int format, const T* x, const void* w, const void* scales, const T* bias, T* y,
-              int64_t rows, int64_t in, int64_t out, int threads) {
+              int64_t rows, int64_t in, int64_t out) {
   Out<T> to{y, rows, out, format == 1 ? (const float*)scales : nullptr, bias};
   const bool many = rows > 16;  // below, unpacking anew for each 4 rows is quicker; int8 always is
-  if (format == 0) product(to, x, in, DenseRows<T>{(const T*)w, in}, in, false, threads);
-  if (format == 1) product(to, x, in, Int8Rows<T>{(const int8_t*)w, in}, in, false, threads);
+  if (format == 0) product(to, x, in, DenseRows<T>{(const T*)w, in}, in, false);
+  if (format == 1) product(to, x, in, Int8Rows<T>{(const int8_t*)w, in}, in, false);
   if (format == 2)
-    product(to, x, in, Int4Rows<T>{(const uint8_t*)w, (const bf16*)scales, in}, in, many, threads);
+    product(to, x, in, Int4Rows<T>{(const uint8_t*)w, (const bf16*)scales, in}, in, many);
 }
 }  // namespace
+
+void product_part(int is_bf16, int format, const void* x, const void* w, const void* scales,
+                  const void* bias, void* y, int64_t rows, int64_t in, int64_t out) {
+  if (is_bf16)
+    dispatch(format, (const bf16*)x, w, scales, (const bf16*)bias, (bf16*)y, rows, in, out);
+  else
+    dispatch(format, (const float*)x, w, scales, (const float*)bias, (float*)y, rows, in, out);
+}
 
 // format 0 dense, 1 int8 with a float per row, 2 int4 with a bfloat16 per group. `in` is a
 // multiple of STEP; x [rows, in], y [rows, out], W [out, in], all contiguous.
 extern "C" void banyan_product(int is_bf16, int format, const void* x, const void* w,
                                const void* scales, const void* bias, void* y, int64_t rows,
                                int64_t in, int64_t out, int threads) {
-  if (is_bf16)
-    dispatch(format, (const bf16*)x, w, scales, (const bf16*)bias, (bf16*)y, rows, in, out, threads);
-  else
-    dispatch(format, (const float*)x, w, scales, (const float*)bias, (float*)y, rows, in, out,
-             threads);
+#pragma omp parallel num_threads(threads)
+  product_part(is_bf16, format, x, w, scales, bias, y, rows, in, out);
 }
