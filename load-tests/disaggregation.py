@@ -31,7 +31,7 @@ import httpx2
 
 from overhead.closed_clients import ClosedClients
 from overhead.one_process import KV_BYTES, NUM_SEQUENCES
-from overhead.processes import Mesh, Server, mesh
+from overhead.processes import Mesh, mesh
 from overhead.random_llama import CONFIG, NUM_PARAMETERS, write_model
 
 CASES = {"512/128": (512, 128), "128/512": (128, 512)}
@@ -143,9 +143,7 @@ def _counters(running: Mesh, clients: ClosedClients) -> Figures:
             found = re.search(rf"^{metric}\{{[^}}]*\}} (\S+)$", text, re.MULTILINE)
             assert found is not None, f"{worker} has no {metric}"
             counters[f"{worker} {name}"] = float(found[1])
-    for name, pid in running.pids.items():
-        if name != "supervisor":
-            counters[f"{name} cores"] = Server(running.port, (pid,)).cpu_s()
+    counters |= {f"{name} cores": cpu_s for name, cpu_s in running.cpu_s().items()}
     counters["cores"] = sum(value for name, value in counters.items() if name.endswith(" cores"))
     # The token that a prefill samples is the answer's first; decode reports, but does not count it.
     for name in ("sampled_per_s", "prompt_tokens_per_s"):
@@ -206,6 +204,10 @@ def _told(figures: dict[str, Figures], setting: Setting) -> dict[str, Figures]:
         rate, cpu_ms = one["output_tokens_per_s"], _cpu_ms_per_token(one)
         words = f"{rate:.1f} output tokens/s, {cpu_ms:.2f} ms of CPU each"
         print(f"{case}, {setting.name}: {words}", file=sys.stderr, flush=True)
+        cores = {n.removesuffix(" cores"): v for n, v in one.items() if n.endswith(" cores")}
+        if cores:
+            words = ", ".join(f"{name} {value:.3f}" for name, value in cores.items())
+            print(f"    cores: {words}", file=sys.stderr, flush=True)
         for worker in WORKERS:
             told = {n.removeprefix(worker): v for n, v in one.items() if n.startswith(worker)}
             if told:

@@ -19,13 +19,10 @@ import platform
 import random
 import shlex
 import signal
-import subprocess
 import sys
-import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,9 +31,9 @@ from typing import Any
 import httpx2
 
 from banyan_core.types import NS_PER_S
+from overhead.processes import Mesh, mesh
 from run import commit, figures
 
-BANYAN = str(Path(sys.executable).parent / "banyan")
 NUM_TOKENS = (64, 192)
 HIGH, LOW = -1, 0
 HIGH_SHARE = 0.1
@@ -75,20 +72,6 @@ class Sample:
     def shed(self) -> bool:
         """Told so before any text."""
         return self.status in (429, 503)
-
-
-@contextmanager
-def running(num_prefill: int, num_decode: int) -> Iterator[str]:
-    """A mesh's address."""
-    with tempfile.TemporaryDirectory() as folder:
-        place = ["--state-dir", folder]
-        counts = ["--prefill", str(num_prefill), "--decode", str(num_decode)]
-        command = [BANYAN, "up", "--detach", "--port", "0", "--runner", "echo", *place, *counts]
-        subprocess.run(command, check=True, env={**os.environ, **SETTINGS})
-        try:
-            yield str(json.loads((Path(folder) / "state.json").read_text())["gateway_url"])
-        finally:
-            subprocess.run([BANYAN, "down", *place], check=True)
 
 
 class Crowd:
@@ -185,18 +168,28 @@ def of_class(samples: Sequence[Sample]) -> dict[str, object]:
     }
 
 
-async def measure(url: str, options: argparse.Namespace) -> dict[str, object]:
+def cpu_s(running: Mesh) -> dict[str, float]:
+    """CPU seconds so far, by process; of this one, too, which shares the machine."""
+    return running.cpu_s() | {"client": time.process_time()}
+
+
+async def measure(running: Mesh, options: argparse.Namespace) -> dict[str, object]:
     limits = httpx2.Limits(max_connections=None, max_keepalive_connections=200)
     async with httpx2.AsyncClient(
-        base_url=url, timeout=DEADLINE_S + 5, limits=limits, trust_env=False
+        base_url=f"http://127.0.0.1:{running.port}",
+        timeout=DEADLINE_S + 5,
+        limits=limits,
+        trust_env=False,
     ) as client:
         model = str((await client.get("/v1/models")).json()["data"][0]["id"])
         crowd = Crowd(client, model, options.seed)
         steps = await ramp(crowd, options.step)
         peak = max(step["goodput"] for step in steps)
         rate = options.times * peak
-        since_ns = time.monotonic_ns()
+        since_ns, before = time.monotonic_ns(), cpu_s(running)
         samples = await crowd.offer(rate, options.duration)
+    elapsed_s = (time.monotonic_ns() - since_ns) / NS_PER_S
+    after = cpu_s(running)
     good = goodput(samples, since_ns, options.duration)
     shed = [sample for sample in samples if sample.shed]
     return {
@@ -208,6 +201,7 @@ async def measure(url: str, options: argparse.Namespace) -> dict[str, object]:
         "share_of_peak": round(good / peak, 3),
         "num_silent": sum(not sample.done and not sample.code for sample in samples),
         "num_without_answer": sum(sample.status == 0 for sample in samples),
+        "cores": {name: round((after[name] - before[name]) / elapsed_s, 3) for name in after},
         "retry_after_s": dict(sorted(Counter(s.retry_after_s or 0 for s in shed).items())),
         "all": of_class(samples),
         "high": of_class([sample for sample in samples if sample.priority == HIGH]),
@@ -226,8 +220,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="also write the result to this file")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that the mesh goes down as well
-    with running(options.prefill, options.decode) as url:
-        measured = asyncio.run(measure(url, options))
+    counts = ["--prefill", str(options.prefill), "--decode", str(options.decode)]
+    with mesh(["--runner", "echo", *counts], SETTINGS) as running:
+        measured = asyncio.run(measure(running, options))
     result = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": commit(),

@@ -55,6 +55,10 @@ class Mesh:
     def server(self, *names: str) -> Server:
         return Server(self.port, tuple(self.pids[name] for name in names))
 
+    def cpu_s(self) -> dict[str, float]:
+        """CPU seconds so far, by process; of the supervisor none, whose children the others are."""
+        return {name: tree_cpu_s(pid) for name, pid in self.pids.items() if name != "supervisor"}
+
 
 def free_port() -> int:
     with socket.socket() as probe:
