@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,36 +18,14 @@ from tests.e2e.running import RunningMesh
 from tests.kvstore.stored import block, pages_of
 from tests.versions.peer import PROMPT, TIMEOUT_S, Peer
 from tests.versions.relay import serve_relay
-from tests.versions.stubs import LATER_VALUE, next_version, released
+from tests.versions.stubs import LATER_VALUE, next_version
 
 from banyan_core.hashing import block_hashes, pack, page_digest
 from banyan_core.types import BlockHash
 from banyan_runtime.grpc_network import GrpcNetwork
-from banyan_runtime.grpc_security import ChannelSecurity
 from banyan_runtime.rpc import Code, RpcError
 
-VERSIONS = [*released(), next_version()]
 BIN = Path(sys.executable).parent
-
-
-@pytest.fixture(scope="module")
-def mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningMesh]:
-    """Ours: all services as processes, with the echo runner."""
-    running = RunningMesh.start(tmp_path_factory.mktemp("mesh"), "--runner", "echo")
-    yield running
-    running.stop()
-
-
-@pytest.fixture
-async def network() -> AsyncIterator[GrpcNetwork]:
-    network = GrpcNetwork(ChannelSecurity.plain())
-    yield network
-    await network.close()
-
-
-@pytest.fixture(params=VERSIONS, ids=repr)
-def peer(mesh: RunningMesh, network: GrpcNetwork, request: pytest.FixtureRequest) -> Peer:
-    return Peer(mesh, network, request.param)
 
 
 # ---------------------------------------------------------------- their client, our servers
