@@ -81,6 +81,20 @@ def test_where_someone_waits_an_end_is_room_for_him() -> None:
     assert begun == [2, 3, 4, 5, 7, 8, 9, 10], "all but those that begin a sequence"
 
 
+def test_who_waits_for_blocks_has_them_in_the_step_after_they_are_free() -> None:
+    bench = Bench(num_blocks=10)
+    bench.feed(Submit(spec("held", PROMPT), hold=True))
+    bench.run()
+    bench.feed(Submit(spec("a", (1, 2, 3), max_tokens=9), hold=False))
+    bench.feed(Submit(spec("b", tuple(range(30, 50)), max_tokens=2), hold=False))
+    bench.finish_step()
+    bench.finish_step()
+    assert bench.num_begun == 0 and bench.loop.load(0).num_waiting == 1
+    bench.feed(Release(("held",)))
+    bench.finish_step()
+    assert [item.sequence_id for item in bench.plans[-1].items] == ["a", "b"]
+
+
 def test_an_arrival_is_in_the_very_next_step() -> None:
     bench = started(spec("a", PROMPT, max_tokens=20))
     bench.finish_step()
