@@ -10,7 +10,7 @@ import torch
 
 from banyan_core.types import equal_layers
 from banyan_engine.attention import attend_dense
-from banyan_engine.kernels import chunks, native
+from banyan_engine.kernels import chunks, grouped, native
 from banyan_engine.kernels.build import LEVELS, binary_name, cache_folder, compile_level, cpu_level
 from banyan_engine.kernels.native import Pools
 from banyan_engine.linear import dense, linear_helped, linear_torch, quantize_int4, quantize_int8
@@ -74,3 +74,17 @@ def test_attention_of_chunks(at_level: ctypes.CDLL, kv: torch.dtype) -> None:
     k, v = (rows[:200].float() for rows in pool.gather(0, table))
     wanted = attend_dense(q.float(), k, v, 0.1, 90)
     torch.testing.assert_close(found.float(), wanted, rtol=0, atol=2e-2)
+
+
+@pytest.mark.parametrize("num_rows", [3, 300])
+def test_experts(at_level: ctypes.CDLL, num_rows: int) -> None:
+    gate_up, down = (torch.randn(shape).to(torch.bfloat16) / 8 for shape in ((128, 96), (96, 64)))
+    router, x = torch.ones(1, 96).to(torch.bfloat16), torch.randn(num_rows, 96).to(torch.bfloat16)
+    weights = grouped.experts(router, [(gate_up, down)], None)
+    assert weights is not None
+    found = grouped.mixture(
+        x, weights, num_chosen=1, renormalise=True, activation="silu", helper=at_level
+    )
+    left, right = (x.float() @ gate_up.float().t()).chunk(2, dim=-1)
+    wanted = (torch.nn.functional.silu(left) * right) @ down.float().t()
+    torch.testing.assert_close(found.float(), wanted, rtol=0, atol=0.01 * float(wanted.abs().max()))

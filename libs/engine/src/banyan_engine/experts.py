@@ -1,9 +1,9 @@
 """Gated MLPs, and mixtures of them.
 
 A mixture computes each expert once, over the rows that chose it: that is right for one token as
-for many. But then the shape of a product depends on who else is in the batch. Deterministic mode
-therefore gives every expert the whole tile, whichever rows chose it, and lets the others out when
-the sum is made.
+for many. The compiled helper does a whole mixture in one call. But then the shape of a product
+depends on who else is in the batch. Deterministic mode therefore gives every expert the whole
+tile, whichever rows chose it, and lets the others out when the sum is made.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from banyan_core.model_spec import ExpertsSpec
+from banyan_engine.kernels import grouped, native
 from banyan_engine.lora import LoraRows, product
 from banyan_engine.rowwise import gate
 from banyan_engine.weights import ExpertsWeights, MlpWeights
@@ -34,6 +35,15 @@ def mixture(
     x: Tensor, spec: ExpertsSpec, weights: ExpertsWeights, activation: str, *, whole: bool
 ) -> Tensor:
     """x [rows, hidden] through the experts that each row chooses; `whole`: see above."""
+    if weights.grouped is not None and not whole and (helper := native.library()) is not None:
+        return grouped.mixture(
+            x,
+            weights.grouped,
+            num_chosen=spec.num_chosen,
+            renormalise=spec.renormalise,
+            activation=activation,
+            helper=helper,
+        )
     shares, chosen = _choose(x, spec, weights.router)
     sum_up = _sum_whole if whole else _sum_grouped
     mixed = sum_up(x, shares, chosen, weights.experts, activation)

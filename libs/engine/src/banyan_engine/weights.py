@@ -7,7 +7,7 @@ deterministic mode must not see.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +20,7 @@ from torch import Tensor
 from banyan_core.model_spec import ExpertsSpec
 from banyan_engine.checkpoint import check_tensors, expected_shapes, let_go, norm_names, open_files
 from banyan_engine.device import CPU
+from banyan_engine.kernels import grouped
 from banyan_engine.linear import Dense, Weight, dense, quantize_int4, quantize_int8
 from banyan_engine.packed_checkpoint import PackedCheckpoint
 from banyan_engine.spec import ModelError, ModelSpec
@@ -37,12 +38,16 @@ class MlpWeights:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ExpertsWeights:
-    """A mixture: `router` [experts, hidden] scores, `shared_gate` [1, hidden] weighs `shared`."""
+    """A mixture: `router` [experts, hidden] scores, `shared_gate` [1, hidden] weighs `shared`.
+
+    `grouped` is where they lie, for the compiled helper, if it has code for them.
+    """
 
     router: Tensor
     experts: tuple[MlpWeights, ...]
     shared: MlpWeights | None
     shared_gate: Tensor | None
+    grouped: grouped.Experts | None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,21 +172,21 @@ class _Loader:
     def _experts(self, layer: str, shape: ExpertsSpec) -> ExpertsWeights:
         names = self._spec.names
         place = f"{layer}{names.experts}."
-        each = (f"{place}experts.{number}." for number in range(shape.num_experts))
-        experts = (
+        names_of = (f"{place}experts.{number}." for number in range(shape.num_experts))
+        experts = tuple(
             MlpWeights(
                 self._matrix(expert + names.gate, expert + names.up),
                 self._matrix(expert + names.down),
             )
-            for expert in each
+            for expert in names_of
         )
-        has_shared = shape.shared_intermediate_size > 0
-        return ExpertsWeights(
-            router=self._take(place + "gate.weight"),
-            experts=tuple(experts),
-            shared=self._mlp(place + "shared_expert.") if has_shared else None,
-            shared_gate=self._take(place + "shared_expert_gate.weight") if has_shared else None,
-        )
+        router = self._take(place + "gate.weight")
+        shared = shared_gate = None
+        if shape.shared_intermediate_size > 0:
+            shared = self._mlp(place + "shared_expert.")
+            shared_gate = self._take(place + "shared_expert_gate.weight")
+        lying = _lying(router, experts, shared, shared_gate)
+        return ExpertsWeights(router, experts, shared, shared_gate, lying)
 
     def _matrix(self, *modules: str) -> Weight:
         if self._packed is not None and modules[0] in self._packed:
@@ -205,6 +210,30 @@ class _Loader:
 
 
 _GATE_UP = ("gate_proj", "up_proj")
+
+
+def _lying(
+    router: Tensor,
+    experts: Sequence[MlpWeights],
+    shared: MlpWeights | None,
+    shared_gate: Tensor | None,
+) -> grouped.Experts | None:
+    """For the compiled helper, which takes them as they are: neither packed nor with biases."""
+    both = [_matrices(each) for each in experts]
+    plain = [each for each in both if each is not None]
+    if len(plain) < len(both):
+        return None
+    if shared is None or shared_gate is None:
+        return grouped.experts(router, plain, None)
+    of_all = _matrices(shared)
+    return None if of_all is None else grouped.experts(router, plain, (*of_all, shared_gate))
+
+
+def _matrices(mlp: MlpWeights) -> tuple[Tensor, Tensor] | None:
+    biased = mlp.gate_up_bias is not None or mlp.down_bias is not None
+    if biased or not isinstance(mlp.gate_up, Dense) or not isinstance(mlp.down, Dense):
+        return None
+    return mlp.gate_up.matrix, mlp.down.matrix
 
 
 def _floating(name: str, tensor: Tensor) -> Tensor:
