@@ -18,7 +18,7 @@ import pytest
 from banyan_cli.state import MeshState, StateFolder
 
 BANYAN = str(Path(sys.executable).parent / "banyan")
-PATIENCE_S = 40.0
+PATIENCE_S = 90.0
 QUESTION = "The amber key opens door 4821, the copper key opens door 1076."
 
 

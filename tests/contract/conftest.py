@@ -115,8 +115,8 @@ async def index(
     await made.close()
 
 
-async def eventually(check: Callable[[], bool], timeout_s: float = 5.0) -> None:
-    """Wait until `check()` holds; fail when it does not in time."""
+async def eventually(check: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    """Wait until `check()` holds; fail when it does not in time: it hangs, or nobody does it."""
     try:
         async with asyncio.timeout(timeout_s):
             while not check():  # noqa: ASYNC110  # what is awaited has no event to wait for

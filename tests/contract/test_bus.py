@@ -239,7 +239,7 @@ async def test_publisher_and_subscriber_survive_an_outage(
     await asyncio.sleep(0.3)
     assert listener.values == [b"before"]
     outage.up()
-    await eventually(lambda: len(listener.records) > num_taken, 10)
+    await eventually(lambda: len(listener.records) > num_taken)
     # At least once: a record may come again, but never out of order.
     distinct = list(dict.fromkeys(listener.values))
     assert distinct == [b"before", *(b"%d" % i for i in range(num_taken))]
@@ -252,10 +252,10 @@ async def test_a_cancelled_subscriber_always_ends(buses: Buses, eventually: Even
         bus.publish(KV_EVENTS, "p", b"%d" % i)
         listener = Listener(reader, [KV_EVENTS], Since.START)
         # At once, so that the cancel often comes in the turn of the next request.
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while len(listener.records) <= i:  # noqa: ASYNC110  # turn by turn, on purpose
                 await asyncio.sleep(0)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(60):
             await listener.stop()
 
 

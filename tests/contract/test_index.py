@@ -238,11 +238,11 @@ def tell(held: dict[BlockHash, None], stored: bool, hashes: list[BlockHash]) -> 
 
 async def test_a_holder_ends_with_its_time(index: KvIndex) -> None:
     fence = await fence_of(index)
-    await index.replace(fence, "w1", at(1), blocks(2), 0.3)
-    await index.replace(fence, "w2", at(1), blocks(1), 0.3)
+    await index.replace(fence, "w1", at(1), blocks(2), 1.5)
+    await index.replace(fence, "w2", at(1), blocks(1), 1.5)
     assert await index.lookup(blocks(2)) == {"w1": 2, "w2": 1}
     assert await index.add(fence, "w2", at(2), (), TTL_S), "each write renews its holder"
-    await asyncio.sleep(0.4)
+    await asyncio.sleep(1.6)
     assert await index.lookup(blocks(2)) == {"w2": 1}
     assert await index.positions() == {"w2": at(2)}
     assert not await index.add(fence, "w1", at(2), blocks(1), TTL_S)

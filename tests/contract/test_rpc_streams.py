@@ -158,7 +158,7 @@ async def test_an_upload_is_read_to_its_end(pair: Pair) -> None:
         return kv_pb2.PutResponse(num_stored_blocks=len(layers))
 
     server = await pair.server.serve(pair.address, [rpc.serve_upload(wire.STORE_PUT, put)])
-    answer = await pair.client.channel(server.address).upload(wire.STORE_PUT, pages(50), 10)
+    answer = await pair.client.channel(server.address).upload(wire.STORE_PUT, pages(50), 60)
     assert answer.num_stored_blocks == 50
 
 
@@ -169,7 +169,7 @@ async def test_an_upload_may_be_answered_early(pair: Pair) -> None:
 
     server = await pair.server.serve(pair.address, [rpc.serve_upload(wire.STORE_PUT, put)])
     with pytest.raises(RpcError, match="full") as caught:
-        await pair.client.channel(server.address).upload(wire.STORE_PUT, pages(1000), 10)
+        await pair.client.channel(server.address).upload(wire.STORE_PUT, pages(1000), 60)
     assert caught.value.code is Code.EXHAUSTED
 
 
@@ -183,7 +183,7 @@ async def test_a_failing_request_source_fails_the_call(pair: Pair) -> None:
 
     server = await pair.server.serve(pair.address, [rpc.serve_upload(wire.STORE_PUT, put)])
     with pytest.raises(LookupError, match="the block is gone"):
-        await pair.client.channel(server.address).upload(wire.STORE_PUT, failing(), 10)
+        await pair.client.channel(server.address).upload(wire.STORE_PUT, failing(), 60)
 
 
 async def echo(

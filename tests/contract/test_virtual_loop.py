@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import threading
-import time
 from typing import cast
 
 import pytest
@@ -37,9 +36,7 @@ def test_a_day_passes_in_no_time() -> None:
             await asyncio.sleep(3600)
         return clock.now_ns(), clock.unix_ns() - started_unix_ns
 
-    started = time.monotonic()
     assert run_virtual(main) == (24 * 3600 * NS_PER_S, 24 * 3600 * NS_PER_S)
-    assert time.monotonic() - started < 1
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=50), st.integers(0, 10**15))

@@ -74,7 +74,7 @@ def app_of(
         reply=ReplyOptions(0.05, 0.5),
         body_bytes_max=200_000,
         all_bodies_bytes_max=500_000,
-        body_timeout_s=0.5,
+        body_timeout_s=3.0,
     )
     card = echo_card(16, "fast")
     models = ServedModels(card, started_unix_s=1_700_000_000)

@@ -69,7 +69,7 @@ class EchoGateway:
             self.num_given_up += not ended
 
     async def until_running(self, num_requests: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(60):
             while self.num_running != num_requests:
                 self._changed.clear()
                 await self._changed.wait()

@@ -186,7 +186,7 @@ async def test_a_few_pipelined_requests_are_answered_in_order(served: Served) ->
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  # nothing tells of a closed connection
             await asyncio.sleep(0.01)
 

@@ -86,5 +86,5 @@ async def test_serves_and_stops_by_signal() -> None:
         assert response.status_code == 503
         assert "router" in response.json()["reason"]
         process.send_signal(signal.SIGTERM)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             assert await process.wait() == 0
