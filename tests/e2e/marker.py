@@ -75,11 +75,17 @@ class Talk:
         return self._stream(lambda _: None, more)
 
     def chat_and_kill(self) -> str:
+        """A still longer answer, whose worker dies and comes back."""
+        killed: list[str] = []
+
         def kill(num_lines: int) -> None:
             if num_lines == 20:
-                self._mesh.kill("decode-0")
+                killed.append(self._mesh.streaming_worker())
+                self._mesh.kill(killed[0])
 
-        return self._stream(kill, {})
+        answer_id = self._stream(kill, {"max_tokens": 2000})
+        self._mesh.wait_restarted(killed[0], 0)
+        return answer_id
 
     def chat_and_leave(self) -> None:
         class Left(Exception):
@@ -137,7 +143,7 @@ def chat_body(text: str = PROMPT, **more: Any) -> dict[str, Any]:
     return {"model": MODEL, "messages": messages, "cache_salt": SALT, "user": PROMPT} | more
 
 
-def talk_of_everything(mesh: RunningMesh, talk: Talk) -> dict[str, str]:
+def talk_of_everything(talk: Talk) -> dict[str, str]:
     """Ids of answers, by what happened to them."""
     answers = {
         "whole": talk.chat(),
@@ -151,7 +157,6 @@ def talk_of_everything(mesh: RunningMesh, talk: Talk) -> dict[str, str]:
     assert set(statuses.values()) <= {400, 401, 404}, statuses
     talk.chat_and_leave()
     answers["recovered"] = talk.chat_and_kill()
-    mesh.wait_restarted("decode-0", 0)
     return answers
 
 

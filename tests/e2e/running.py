@@ -19,6 +19,15 @@ from openai import OpenAI
 BANYAN = str(Path(sys.executable).parent / "banyan")
 START_TIMEOUT_S = 90.0
 READY_TIMEOUT_S = 60.0
+ROLES = ("decode", "prefill")
+# Drawn so wildly that nothing repeats: an answer that falls into a loop is foretold by drafts,
+# several tokens a chunk, and is over before anybody dies.
+SAMPLED: dict[str, Any] = {
+    "max_tokens": 800,
+    "temperature": 2.0,
+    "seed": 5,
+    "extra_body": {"ignore_eos": True},
+}
 
 
 @dataclass(frozen=True)
@@ -81,6 +90,18 @@ class RunningMesh:
     def url(self) -> str:
         return str(self.state()["gateway_url"])
 
+    def streaming_worker(self) -> str:
+        """The worker with a running sequence, by what it says itself; there must be one soon.
+
+        Between the prefill and the decode of an answer there is none for a moment.
+        """
+        workers = [str(one["name"]) for one in self.state()["processes"] if one["service"] in ROLES]
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        while not (names := [name for name in workers if self.num_running(name)]):
+            assert time.monotonic() < deadline, "nothing streams"
+            time.sleep(0.01)
+        return names[0]
+
     # ------------------------------------------------------------ asking
 
     def client(self) -> OpenAI:
@@ -111,12 +132,13 @@ class RunningMesh:
         return Heard(request_id, tuple(texts[i] for i in order), tuple(finishes[i] for i in order))
 
     def explain(self, request_id: str) -> dict[str, Any]:
-        view: dict[str, Any] = httpx2.get(f"{self.url}/v1/requests/{request_id}").json()
+        view: dict[str, Any] = httpx2.get(f"{self.url}/v1/requests/{request_id}", timeout=60).json()
         return view
 
     def num_running(self, name: str) -> int:
         """Sequences in the batch of this worker, from its own metrics."""
-        text = httpx2.get(f"http://{self.process(name)['metrics_address']}/metrics").text
+        address = self.process(name)["metrics_address"]
+        text = httpx2.get(f"http://{address}/metrics", timeout=60).text
         (line,) = [
             line for line in text.splitlines() if line.startswith("vllm:num_requests_running{")
         ]

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
-from typing import Any
 
 import httpx2
 import openai
 import pytest
-from tests.e2e.running import RunningMesh
+from tests.e2e.running import SAMPLED, RunningMesh
 
 QUESTION = (
     "The amber key opens door 4821. The silver key opens door 1937. The iron key opens door 6650. "
@@ -112,12 +111,7 @@ def test_a_stream_that_is_cut_is_an_error_never_an_end(mesh: RunningMesh) -> Non
 
 
 def test_a_worker_told_to_stop_lets_its_answer_go_on_elsewhere(mesh: RunningMesh) -> None:
-    options: dict[str, Any] = {
-        "max_tokens": 300,
-        "temperature": 0,
-        "extra_body": {"ignore_eos": True},
-    }
-    calm = mesh.stream(QUESTION, **options)
+    calm = mesh.stream(QUESTION, **SAMPLED)
     told: list[int] = []
 
     def drain(num_chunks: int) -> None:
@@ -125,4 +119,4 @@ def test_a_worker_told_to_stop_lets_its_answer_go_on_elsewhere(mesh: RunningMesh
             told.append(mesh.process("decode-0")["pid"])
             os.kill(told[0], signal.SIGTERM)
 
-    assert mesh.stream(QUESTION, drain, **options).texts == calm.texts
+    assert mesh.stream(QUESTION, drain, **SAMPLED).texts == calm.texts

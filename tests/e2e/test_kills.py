@@ -8,20 +8,12 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.e2e.running import Heard, RunningMesh
+from tests.e2e.running import SAMPLED, Heard, RunningMesh
 
 PROMPT = (
     "The amber key opens door 4821. The silver key opens door 1937. The iron key opens door 6650. "
     "Count from one to forty, then tell a story about the amber key."
 )
-# Drawn so wildly that nothing repeats: an answer that falls into a loop is foretold by drafts,
-# several tokens a chunk, and is over before anybody dies.
-SAMPLED: dict[str, Any] = {
-    "max_tokens": 800,
-    "temperature": 2.0,
-    "seed": 5,
-    "extra_body": {"ignore_eos": True},
-}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +30,7 @@ def answer_with_a_death(
 
     def kill(num_chunks: int) -> None:
         if num_chunks == at and not killed:
-            name = victim or streaming_worker(mesh)
+            name = victim or mesh.streaming_worker()
             killed[name] = mesh.process(name)["num_restarts"]
             mesh.kill(name)
 
@@ -47,13 +39,6 @@ def answer_with_a_death(
     (name, num_restarts) = next(iter(killed.items()))
     mesh.wait_restarted(name, num_restarts)
     return heard, mesh.explain(heard.request_id)["num_recoveries"]
-
-
-def streaming_worker(mesh: RunningMesh) -> str:
-    """The worker with a running sequence, by what it says itself."""
-    names = [name for name in ("decode-0", "prefill-0") if mesh.num_running(name)]
-    assert names, "nothing streams"
-    return names[0]
 
 
 @pytest.mark.parametrize("at", [1, 20, 100])

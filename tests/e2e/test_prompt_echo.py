@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from tests.e2e.running import RunningMesh
-from tests.e2e.test_kills import PROMPT, SAMPLED, streaming_worker
+from tests.e2e.running import SAMPLED, RunningMesh
+from tests.e2e.test_kills import PROMPT
 
 LISTS = ("tokens", "token_logprobs", "top_logprobs", "text_offset")
 
@@ -28,7 +28,7 @@ def echoed(mesh: RunningMesh, kill_at: int | None) -> dict[str, Any]:
                 for name in LISTS:
                     heard[name] += getattr(choice.logprobs, name)
             if num_chunks == kill_at:
-                name = streaming_worker(mesh)
+                name = mesh.streaming_worker()
                 killed[name] = mesh.process(name)["num_restarts"]
                 mesh.kill(name)
     for name, num_restarts in killed.items():

@@ -10,7 +10,6 @@ import openai
 import pydantic
 import pytest
 from tests.e2e.running import RunningMesh
-from tests.e2e.test_kills import streaming_worker
 
 ASK: Any = [{"role": "user", "content": "The amber key opens door 4821. Describe the amber key."}]
 
@@ -106,7 +105,7 @@ def test_json_whose_worker_dies_goes_on_and_is_the_same(mesh: RunningMesh) -> No
 
     def kill(num_chunks: int) -> None:
         if num_chunks == 20 and not killed:
-            name = streaming_worker(mesh)
+            name = mesh.streaming_worker()
             killed[name] = mesh.process(name)["num_restarts"]
             mesh.kill(name)
 

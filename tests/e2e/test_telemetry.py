@@ -20,7 +20,7 @@ from tests.e2e.otlp_sink import OtlpSink, running_sink
 from tests.e2e.running import RunningMesh
 from tests.metrics.test_rules import names_in_dashboard, names_in_rules
 
-TELL_S = 20.0
+TELL_S = 60.0
 SERVICES = ("gateway", "router", "prefill", "decode", "metrics")
 
 
@@ -50,7 +50,7 @@ def talked(mesh: RunningMesh) -> dict[str, str]:
     with httpx2.Client(
         base_url=mesh.url, headers={"authorization": f"Bearer {KEY}"}, timeout=60
     ) as client:
-        return talk_of_everything(mesh, Talk(mesh, client))
+        return talk_of_everything(Talk(mesh, client))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def told(mesh: RunningMesh, sink: OtlpSink, talked: dict[str, str]) -> Told:
     for process in mesh.state()["processes"]:
         address = process.get("metrics_address")
         if process["service"] != "valkey" and address:
-            text = httpx2.get(f"http://{address}/metrics").content
+            text = httpx2.get(f"http://{address}/metrics", timeout=60).content
             pieces[f"metrics of {process['name']}"] = text
     return Told(pieces | stored(mesh))
 
