@@ -13,6 +13,8 @@ from pathlib import Path
 
 import pytest
 from tests.autoscaler.compose_contract import ActuatorContract, EngineContract, Stage
+from tests.compose.conftest import check_nothing_is_left
+from tests.compose.running import docker
 
 from banyan_autoscaler.docker_engine import DockerEngine
 from banyan_core.types import Role
@@ -58,8 +60,13 @@ class Project:
         return done.stdout
 
     def down(self) -> None:
-        """Orphans too: to compose a running one-off container is one."""
-        self.compose("down", "--volumes", "--remove-orphans", "--timeout", "5")
+        """One-off containers first: compose leaves them once the services' own are gone."""
+        mine = f"--filter=label=com.docker.compose.project={self.name}"
+        one_offs = docker("ps", "-aq", mine, "--filter=label=com.docker.compose.oneoff=True")
+        if one_offs:
+            docker("rm", "--force", *one_offs.split())
+        self.compose("down", "--volumes", "--timeout", "5")
+        check_nothing_is_left(self.name)
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ PROMPT = (
     "The amber key opens door 4821. The silver key opens door 1937. The iron key opens door 6650. "
     "Count from one to forty, then tell a story about the amber key."
 )
-# Drawn, not greedy: a greedy answer falls into a loop, which drafts foretell, and is soon over.
+# Drawn wildly: an answer that falls into a loop is foretold by drafts, and is soon over.
 SAMPLED: dict[str, Any] = {
     "max_tokens": 400,
-    "temperature": 1.0,
+    "temperature": 2.0,
     "seed": 5,
     "extra_body": {"ignore_eos": True},
 }
@@ -70,7 +70,9 @@ def test_replicas_are_found_and_one_of_them_dies(mesh: ComposeMesh, calm: str) -
             for one in killed:
                 docker("kill", one)
 
-    assert mesh.stream(PROMPT, kill, **SAMPLED) == calm
+    long = SAMPLED | {"max_tokens": 1600}  # who runs it is asked of one after the other
+    undisturbed = mesh.stream(PROMPT, **long)
+    assert mesh.stream(PROMPT, kill, **long) == undisturbed
     assert len(killed) == 1
     mesh.restore()
 
