@@ -57,18 +57,18 @@ def _single(threads: int, policy: str) -> Setting:
     return Setting(f"{threads} threads, {policy}", env)
 
 
-def _split(prefill: int, decode: int) -> Setting:
+def _split(prefill: int, decode: int, policy: str) -> Setting:
     env = {
-        "OMP_WAIT_POLICY": "passive",
+        "OMP_WAIT_POLICY": policy,
         "BANYAN_PREFILL_NUM_THREADS": str(prefill),
         "BANYAN_DECODE_NUM_THREADS": str(decode),
     }
-    return Setting(f"{prefill}+{decode} threads, passive", env)
+    return Setting(f"{prefill}+{decode} threads, {policy}", env)
 
 
 SINGLE_SETTINGS = (_single(2, "passive"), _single(2, "active"))
-SPLIT_SETTINGS = (_split(1, 1), _split(1, 2), _split(2, 2))
-"""The first is what `banyan up` chooses on two cores."""
+SPLIT_SETTINGS = (_split(1, 1, "passive"), _split(1, 2, "passive"), _split(1, 2, "active"))
+"""The first is what `banyan up` chooses on two cores. Never two pools that spin on them."""
 
 
 # ---------------------------------------------------------------- one process

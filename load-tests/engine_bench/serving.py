@@ -43,8 +43,10 @@ class Side:
         settings = {
             "PYTHONPATH": str(LOAD_TESTS),
             "OMP_NUM_THREADS": str(threads),
-            # Threads that spin between two steps would take the other sides' cores.
+            # Threads that spin between two steps would take the other sides' cores; those that
+            # sleep at once within one are slow to wake.
             "OMP_WAIT_POLICY": "passive",
+            "GOMP_SPINCOUNT": "1000",
         }
         self._process = subprocess.Popen(
             [str(python), "-m", f"engine_bench.{module}", *arguments],

@@ -38,6 +38,7 @@ def test_cores_and_kv_memory_are_split_between_workers(
     env = mesh.environment("decode-0", "decode", {})
     assert env["OMP_NUM_THREADS"] == str(num_threads)
     assert env["OMP_WAIT_POLICY"] == "passive"
+    assert int(env["GOMP_SPINCOUNT"]) > 0
     assert int(env["BANYAN_DECODE_KV_BYTES"]) * num_workers <= KV_MEMORY_BYTES
 
 

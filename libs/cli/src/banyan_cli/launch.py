@@ -1,7 +1,9 @@
 """How each process of the mesh is started: its command, its settings, its share of the machine.
 
-Cores and KV memory are divided between the workers. OpenMP threads must sleep while they wait
-(`OMP_WAIT_POLICY=passive`): two workers whose threads spin on two cores are ten times slower.
+Cores and KV memory are divided between the workers. OpenMP threads must not spin for long while
+they wait (`OMP_WAIT_POLICY=passive`): two workers whose threads spin on two cores are ten times
+slower. Nor may they sleep at once: a decode step of a small model waits hundreds of times for a few
+microseconds, and waking takes longer. No worker has more threads than its share of the cores.
 """
 
 from __future__ import annotations
@@ -22,6 +24,10 @@ from banyan_cli.state import StateFolder
 
 KV_MEMORY_BYTES = 512 << 20
 """Of all workers together; each gets an equal share."""
+
+
+SPIN_COUNT = "1000"
+"""Turns of GNU OpenMP's loop before a thread sleeps, some microseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +119,11 @@ class Launcher:
 
     def _worker_share(self) -> dict[str, str]:
         threads = max(1, self._options.num_cores // self._options.num_workers)
-        return {"OMP_WAIT_POLICY": "passive", "OMP_NUM_THREADS": str(threads)}
+        return {
+            "OMP_WAIT_POLICY": "passive",
+            "GOMP_SPINCOUNT": SPIN_COUNT,
+            "OMP_NUM_THREADS": str(threads),
+        }
 
 
 def script(service: str) -> Path:
