@@ -2,6 +2,7 @@
 
 import json
 import sys
+import time
 
 import openai
 from langchain_openai import ChatOpenAI, OpenAI
@@ -28,6 +29,16 @@ def invoke():
 
 
 def stream():
+    """Until the prompt is found cached: where blocks lie is told to the router a moment later."""
+    for _ in range(20):
+        heard = stream_once()
+        if heard["usage"]["input_token_details"]["cache_read"]:
+            break
+        time.sleep(0.2)
+    return heard
+
+
+def stream_once():
     chat = ChatOpenAI(**PLACE, temperature=0, max_tokens=30, stream_usage=True)
     whole = None
     num_chunks = 0
