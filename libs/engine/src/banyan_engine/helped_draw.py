@@ -36,9 +36,10 @@ class _Room(threading.local):
             length = num + _PADDING
             kinds = (np.float32, np.float32, np.int32, np.float64)
             self._arrays = [np.empty(length, kind) for kind in kinds]
-            self._addresses = tuple(array.ctypes.data for array in self._arrays)
             self._num = num
-        return self._addresses  # type: ignore[return-value]
+            part, heads, ids, sums = (int(array.ctypes.data) for array in self._arrays)
+            self._addresses = part, heads, ids, sums
+        return self._addresses
 
     def ids(self, num: int) -> Ids:
         return self._arrays[2][:num].astype(np.int64)
