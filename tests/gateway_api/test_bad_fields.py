@@ -155,6 +155,12 @@ async def test_bad_field_is_named(
         ({"logit_bias": {str(i): 1 for i in range(1025)}}, "an object of at most 1024 entries"),
         ({"messages": [{"role": "robot", "content": ""}]}, "one of assistant, developer, system"),
         ({"max_tokens": 10**30}, "and a much larger one are asked for"),
+        ({"modalities": ["audio"]}, 'expected to be absent or ["text"]: it is not supported yet'),
+        ({"web_search_options": {}}, "expected to be absent: it is not supported yet"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "a b"}}]},
+            "tools[0].function.name: expected a string that matches ^[A-Za-z0-9_-]{1,64}$",
+        ),
     ],
 )
 async def test_a_refused_number_is_told_its_kind_and_never_repeated_at_length(

@@ -185,6 +185,44 @@ async def test_a_few_pipelined_requests_are_answered_in_order(served: Served) ->
             assert (status, json.loads(body)["choices"][0]["text"]) == (200, "abc")
 
 
+OFFER = b"Connection: Upgrade, HTTP2-Settings\r\nUPGRADE: h2c\r\nHTTP2-Settings: AAMAAABk\r\n"
+PLAIN_BODY = b"content-length: %d\r\n\r\n%b" % (len(BODY), BODY)
+CHUNKED_BODY = b"transfer-encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(BODY), BODY)
+
+
+@pytest.mark.parametrize("rest", [PLAIN_BODY, CHUNKED_BODY])
+async def test_client_that_offers_another_protocol_is_answered_in_this_one(
+    served: Served, rest: bytes
+) -> None:
+    """As every client of the JDK's does, by itself and with a body behind."""
+    async with connected(served) as (reader, writer):
+        for _ in range(2):
+            writer.write(HEAD + OFFER + rest)
+            status, body = await answer_of(reader)
+            assert (status, json.loads(body)["choices"][0]["text"]) == (200, "abc")
+
+
+async def test_offer_is_passed_over_wherever_its_bytes_are_parted(served: Served) -> None:
+    request = HEAD + OFFER + PLAIN_BODY
+    first, last = request.index(b"h2c") - 12, request.index(BODY) + 1
+    async with connected(served) as (reader, writer):
+        for at in range(first, last):
+            for part in (request[:at], request[at : at + 1], request[at + 1 :]):
+                writer.write(part)
+                await asyncio.sleep(0.001)
+            assert (await answer_of(reader))[0] == 200, request[:at]
+
+
+async def test_what_looks_like_an_offer_in_a_body_stays(served: Served) -> None:
+    text = "\r\nUpgrade: h2c\r\n\r\n"
+    body = json.dumps({"model": "echo", "prompt": text, "max_tokens": len(text)}).encode()
+    async with connected(served) as (reader, writer):
+        for start in (HEAD, HEAD + OFFER):
+            writer.write(start + b"content-length: %d\r\n\r\n" % len(body) + body)
+            status, answer = await answer_of(reader)
+            assert (status, json.loads(answer)["choices"][0]["text"]) == (200, text)
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110  # nothing tells of a closed connection

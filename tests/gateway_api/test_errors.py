@@ -8,6 +8,7 @@ from tests.gateway_api.bodies import CHAT, PLAIN, error_of
 from tests.gateway_api.conftest import CONTEXT_TOKENS
 from tests.gateway_api.echo_gateway import EchoGateway, Script
 
+from banyan_gateway.errors import MESSAGE_CHARS_MAX
 from banyan_gateway.ports import RequestFailed
 
 
@@ -102,6 +103,8 @@ async def test_unknown_routes_and_methods(http: httpx2.AsyncClient) -> None:
     response = await http.post("/v1/completions", json=PLAIN | {"model": "other"})
     assert response.status_code == 404
     assert error_of(response)["code"] == "model_not_found"
+    response = await http.post("/v1/completions", json=PLAIN | {"model": "other" * 10_000})
+    assert len(error_of(response)["message"]) == MESSAGE_CHARS_MAX
     error_of(await http.get("/v1/requests/none"))
 
 

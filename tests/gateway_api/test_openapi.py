@@ -37,11 +37,13 @@ async def test_every_route_is_described_and_every_reference_leads_somewhere(
         for route in app.routes
         for method in route.methods  # type: ignore[attr-defined]
     }
+    bodiless = {("HEAD", path) for method, path in served if method == "GET"}
+    assert bodiless < served
     page = await page_of(http)
     described = {
         (method.upper(), path) for path, methods in page["paths"].items() for method in methods
     }
-    assert described == served == {(each.method, each.path) for each in OPERATIONS}
+    assert described == served - bodiless == {(each.method, each.path) for each in OPERATIONS}
     text = json.dumps(page)
     for name in page["components"]["schemas"]:
         assert f'"#/components/schemas/{name}"' in text

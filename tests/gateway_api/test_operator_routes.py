@@ -5,6 +5,7 @@ import logging
 
 import httpx2
 import pytest
+from tests.gateway_api.conftest import Served
 from tests.gateway_api.echo_gateway import EchoGateway, Script
 
 CHAT = {"model": "echo", "messages": [{"role": "user", "content": "hi"}], "max_tokens": 2}
@@ -21,6 +22,16 @@ async def test_health_ready_version(http: httpx2.AsyncClient, gateway: EchoGatew
     assert response.status_code == 503
     assert response.json() == {"ready": False, "reason": "no worker is live"}
     assert (await http.get("/version")).json() == {"version": "1.2.3"}
+
+
+async def test_what_can_be_read_can_be_asked_for_without_its_body(served: Served) -> None:
+    """As balancers' probes and `wget --spider` ask."""
+    async with httpx2.AsyncClient(base_url=served.url) as client:
+        for path in ("/health", "/ready", "/v1/models", "/v1/models/echo", "/metrics"):
+            whole, head = await client.get(path), await client.head(path)
+            assert (head.status_code, head.content) == (200, b""), path
+            assert head.headers["content-type" if whole.content else "content-length"]
+        assert (await client.head("/v1/completions")).status_code == 405
 
 
 async def test_models_say_the_context(http: httpx2.AsyncClient) -> None:

@@ -150,7 +150,8 @@ class Api:
     def add_routes(self, app: FastAPI) -> None:
         for each in OPERATIONS:
             path = each.path.replace("{model_id}", "{model_id:path}")  # names may hold a slash
-            app.add_api_route(path, getattr(self, each.name), methods=[each.method])
+            methods = ["GET", "HEAD"] if each.method == "GET" else [each.method]
+            app.add_api_route(path, getattr(self, each.name), methods=methods)
 
     async def chat(self, request: Request) -> Response:
         return await self._generate(request, "chatcmpl", self._preparer.chat, self._chat_formatter)

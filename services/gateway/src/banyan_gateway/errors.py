@@ -12,6 +12,7 @@ from starlette.responses import Response
 
 from banyan_gateway.ports import RequestFailed
 
+MESSAGE_CHARS_MAX = 1000
 _TYPES = {
     401: "authentication_error",
     403: "permission_error",
@@ -40,10 +41,13 @@ class ApiError(Exception):
         self.retry_after_s = retry_after_s
 
     def body(self) -> bytes:
-        """The JSON object that a client sees, alone or in an error event."""
+        """The JSON object that a client sees, alone or in an error event.
+
+        Names in a message may be the client's own, and as long as its body.
+        """
         default = "server_error" if self.status >= 500 else "invalid_request_error"
         error = {
-            "message": self.message,
+            "message": self.message[:MESSAGE_CHARS_MAX],
             "type": _TYPES.get(self.status, default),
             "param": self.param,
             "code": self.code,

@@ -9,6 +9,7 @@ This hooks into the callbacks of uvicorn's own protocol; every bound has a test 
 from __future__ import annotations
 
 import asyncio
+import re
 import resource
 from collections.abc import Callable
 from http import HTTPStatus
@@ -31,6 +32,9 @@ DISCARD_TIMEOUT_S: Final = 30.0
 LINGER_S: Final = 10.0
 PIPELINED_MAX: Final = 16
 CONNECTIONS_MAX: Final = 16_384
+_UPGRADE: Final = re.compile(rb"(?<=\n)upgrade:", re.IGNORECASE)
+_NO_UPGRADE: Final = b"ignored:"
+assert len(_NO_UPGRADE) == len(b"upgrade:")
 _OTHER_FILES = 256  # of the process: calls to the mesh, the bus, the model folder
 
 
@@ -87,6 +91,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._reading_head = True
         self._num_head_bytes = 0
+        self._held_back = b""
         self._num_discarded = 0
         self._body_has_ended = True
         self._running: RequestResponseCycle | None = None
@@ -110,9 +115,27 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._reading_head and not self._num_head_bytes:
             self._allow(HEAD_TIMEOUT_S, self._refuse_slow_head)
         self._num_head_bytes += len(data)
-        super().data_received(data)
+        super().data_received(self._without_upgrade(data) if self._reading_head else data)
         if self._reading_head and self._num_head_bytes > HEAD_BYTES_MAX:
             self._refuse(ApiError(431, f"the request's head exceeds {HEAD_BYTES_MAX} bytes"))
+
+    def _without_upgrade(self, data: bytes) -> bytes:
+        """`data`, which begins within a head, without an offer to speak another protocol.
+
+        Every client of the JDK's offers HTTP/2 with each request. That may be passed over, but the
+        parser would take what follows for the other protocol, and the body would be lost. The
+        beginning of a line that may become an offer, or the head's end, waits for its next bytes.
+        """
+        data = self._held_back + data
+        self._held_back = b""
+        end = data.find(b"\n\r\n")
+        if end < 0:
+            end, line_end = len(data), data.rfind(b"\n")
+            line = data[line_end + 1 :].lower()
+            if line_end >= 0 and (b"upgrade:".startswith(line) or line == b"\r"):
+                data, self._held_back = data[:line_end], data[line_end:]
+        offer = _UPGRADE.search(data, 0, end)
+        return data[: offer.start()] + _NO_UPGRADE + data[offer.end() :] if offer else data
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(ApiError(400, "what was sent is not valid HTTP/1.1"))

@@ -87,6 +87,8 @@ def _expected(schema: Mapping[str, Any]) -> str:
     kind = schema.get("type", "a value")
     if kind in ("integer", "number"):
         return _number("a whole number" if kind == "integer" else "a number", schema)
+    if kind == "string" and "pattern" in schema:
+        return f"a string that matches {schema['pattern']}"
     if kind == "string":
         return _sized("a string", "characters", schema, "Length")
     if kind == "array":

@@ -5,6 +5,7 @@ Each refusal names the field and what was expected.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -39,7 +40,12 @@ def refuse_not_yet(body: GenerationBody) -> None:
     for name in not_yet(type(body)):
         value = getattr(body, name)
         if value is not None and not _is_harmless(name, value):
-            raise invalid(name, "is not supported yet", "unsupported_parameter")
+            raise invalid(name, f"expected {_nothing_of(name)}", "unsupported_parameter")
+
+
+def _nothing_of(name: str) -> str:
+    instead = f" or {json.dumps(HARMLESS[name])}" if name in HARMLESS else ""
+    return f"to be absent{instead}: it is not supported yet"
 
 
 def _is_harmless(name: str, value: object) -> bool:
