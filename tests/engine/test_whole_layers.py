@@ -1,8 +1,9 @@
-"""Layers in one call of the helper against the same operations one by one: equal bits."""
+"""A step in one call of the helper against the same operations one by one: equal bits."""
 
 from __future__ import annotations
 
 import ctypes
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from banyan_core import model_spec
 from banyan_engine import flat_forward
+from banyan_engine.linear import Int4
 from banyan_engine.model import Model
 from banyan_engine.paged_kv import PagedKv
 from banyan_engine.random_model import TINY_CONFIG, write_random_model
@@ -31,6 +33,18 @@ GEMMA2 = LLAMA | {
     "attn_logit_softcapping": 5.0,
     "final_logit_softcapping": 30.0,
     "tie_word_embeddings": True,
+}
+MIXTURE = LLAMA | {
+    "model_type": "qwen2_moe",
+    "architectures": ["Qwen2MoeForCausalLM"],
+    "num_hidden_layers": 3,
+    "mlp_only_layers": [1],
+    "decoder_sparse_step": 1,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 96,
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": False,
 }
 NUM_BLOCKS = 60
 STARTS = (0, 15, 16, 37, 300)
@@ -74,7 +88,20 @@ def test_equal_bits(  # type: ignore[no-untyped-def]
     helper: ctypes.CDLL, tmp_path, monkeypatch, config, kv_dtype, quantize, num_sequences
 ) -> None:
     torch.set_num_threads(2 if num_sequences == 1 else 1)
-    model = made(tmp_path, config, quantize)
+    check_equal_bits(made(tmp_path, config, quantize), monkeypatch, kv_dtype, num_sequences)
+
+
+@pytest.mark.parametrize("num_sequences", [1, 2, 20])
+def test_equal_bits_of_mixtures(  # type: ignore[no-untyped-def]
+    helper: ctypes.CDLL, tmp_path, monkeypatch, num_sequences
+) -> None:
+    torch.set_num_threads(1 if num_sequences == 1 else 2)
+    check_equal_bits(made(tmp_path, MIXTURE, None), monkeypatch, "bfloat16", num_sequences)
+
+
+def check_equal_bits(
+    model: Model, monkeypatch: pytest.MonkeyPatch, kv_dtype: str, num_sequences: int
+) -> None:
     spans = single_tokens(num_sequences)
     announced: list[int] = []
     pools = [filled_kv(model, kv_dtype) for _ in range(2)]
@@ -101,3 +128,21 @@ def test_what_goes_the_other_way(helper: ctypes.CDLL, tmp_path: Path) -> None:
     one = [Span(torch.tensor([1]), 0, table, 1)]
     assert whole_layers(narrow, filled_kv(narrow, "bfloat16"), one) is None
     assert whole_layers(model, filled_kv(model, "float32"), one) is None
+
+
+def test_packed_experts_and_zero_points_go_the_other_way(
+    helper: ctypes.CDLL, tmp_path: Path
+) -> None:
+    packed = made(tmp_path / "experts", MIXTURE, "int4")
+    one = [Span(torch.tensor([1]), 0, torch.tensor([0, 1]), 1)]
+    assert whole_layers(packed, filled_kv(packed, "bfloat16"), one) is None
+    folder = tmp_path / "zeros"
+    write_random_model(folder, LLAMA, seed=3)
+    spec = read_spec(folder)
+    weights = load_weights(folder, spec, torch.bfloat16, "int4")
+    first, *others = weights.layers
+    assert isinstance(first.qkv, Int4)
+    shifted = replace(first.qkv, offsets=torch.ones(first.qkv.shape[0], 1))
+    layers = (replace(first, qkv=shifted), *others)
+    zeros = Model(spec, replace(weights, layers=layers))
+    assert whole_layers(zeros, filled_kv(zeros, "bfloat16"), one) is None

@@ -26,17 +26,16 @@ def flat_forward(
 ) -> Tensor:
     """Compute all spans; fp32 logits [sum of num_sampled, vocab], in the order of the spans."""
     inputs = kv.inputs.fill(spans)
-    slots = Slots(inputs.slot_ids.to(kv.device), inputs.fresh_block_ids.to(kv.device))
-    rotations = model.rotations(inputs.positions.to(kv.device))
-    x = model.embed(inputs.token_ids.to(kv.device))
     whole = whole_layers(model, kv, spans)
     helper = None if whole is None else native.library()
     if whole is not None and helper is not None:
-        step = whole.step(x, spans, slots, rotations)
+        logits = whole.logits(inputs, spans, helper)
         for layer in range(model.spec.num_layers):
-            step.run(layer, helper)
             on_layer(layer)
-        return model.logits(x)
+        return model.capped(logits)
+    slots = Slots(inputs.slot_ids.to(kv.device), inputs.fresh_block_ids.to(kv.device))
+    rotations = model.rotations(inputs.positions.to(kv.device))
+    x = model.embed(inputs.token_ids.to(kv.device))
     attention = step_attention(model.spec, kv, spans, model.dtype)
     lora = lora_rows([(span.adapter, span.num_tokens) for span in spans], kv.device)
     all_sample = len(inputs.sampled_rows) == len(inputs.token_ids)

@@ -13,12 +13,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from banyan_engine.experts import gated, mixture
-from banyan_engine.linear import linear
+from banyan_engine.linear import Weight, linear
 from banyan_engine.lora import LoraRows, product
 from banyan_engine.rope import Rotation, rope_frequencies, rotation
 from banyan_engine.rowwise import add_norm, norm, split_heads
 from banyan_engine.spec import ModelSpec
 from banyan_engine.weights import LayerWeights, ModelWeights
+
+_FIRST_ROTATIONS = 1024
 
 
 class Model:
@@ -30,7 +32,8 @@ class Model:
         device = weights.norm.device
         self._frequencies = [rope_frequencies(rope).to(device) for rope in spec.ropes]
         # Rounded to the weights' type before it multiplies, as these models were trained.
-        self._embedding_scale = float(torch.tensor(spec.embedding_scale, dtype=self.dtype))
+        self.embedding_scale = float(torch.tensor(spec.embedding_scale, dtype=self.dtype))
+        self._all_rotations: tuple[Rotation, ...] = ()
 
     @property
     def dtype(self) -> torch.dtype:
@@ -41,10 +44,25 @@ class Model:
         """The weights of one layer, for who computes it in another way."""
         return self._weights.layers[number]
 
+    @property
+    def norm(self) -> Tensor:
+        """The weight of the norm before the head."""
+        return self._weights.norm
+
+    @property
+    def embedding(self) -> Tensor:
+        """[vocab, hidden], before it is scaled."""
+        return self._weights.embedding
+
+    @property
+    def head(self) -> Weight:
+        """[vocab, hidden], for who computes it in another way."""
+        return self._weights.head
+
     def embed(self, token_ids: Tensor) -> Tensor:
         """[tokens] to [tokens, hidden]."""
         x = F.embedding(token_ids, self._weights.embedding)
-        return x if self.spec.embedding_scale == 1.0 else x * self._embedding_scale
+        return x if self.spec.embedding_scale == 1.0 else x * self.embedding_scale
 
     def rotations(self, positions: Tensor) -> tuple[Rotation, ...]:
         """Of absolute positions [tokens], by each of the model's ropes."""
@@ -52,6 +70,15 @@ class Model:
             rotation(rope, frequencies, positions, self.dtype)
             for rope, frequencies in zip(self.spec.ropes, self._frequencies, strict=True)
         )
+
+    def all_rotations(self, num_positions: int) -> tuple[Rotation, ...]:
+        """Of positions 0 to `num_positions` and some more, made once and kept."""
+        kept = self._all_rotations
+        if not kept or len(kept[0].cos) < num_positions:
+            length = max(_FIRST_ROTATIONS, 1 << (num_positions - 1).bit_length())
+            length = min(length, max(num_positions, self.spec.context_tokens))
+            self._all_rotations = kept = self.rotations(torch.arange(length))
+        return kept
 
     def project(
         self,
@@ -99,8 +126,11 @@ class Model:
 
     def logits(self, x: Tensor) -> Tensor:
         """[tokens, hidden] to fp32 [tokens, vocab]."""
-        logits = linear(self._norm(x, self._weights.norm), self._weights.head).to(torch.float32)
-        cap = self.spec.logits_soft_cap
+        return self.capped(linear(self._norm(x, self._weights.norm), self._weights.head))
+
+    def capped(self, logits: Tensor) -> Tensor:
+        """What the head made, in fp32 and under the model's soft cap, if it has one."""
+        logits, cap = logits.to(torch.float32), self.spec.logits_soft_cap
         return logits if cap is None else (logits / cap).tanh() * cap
 
     def _norm(self, x: Tensor, weight: Tensor) -> Tensor:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
 from banyan_core.masks import MaskState
 from banyan_core.runner import Opening
@@ -39,12 +38,8 @@ class SequenceState:
         self._num_pool_blocks = num_blocks
         self._num_blocks = 0
         self._buffer = torch.zeros(len(opening.block_table) + _ROOM_BLOCKS, dtype=torch.int64)
+        self.block_table = self._buffer[:0]  # int64, a view of a buffer that stays
         self.extend(opening.block_table)
-
-    @property
-    def block_table(self) -> Tensor:
-        """int64, a view of a buffer that stays."""
-        return self._buffer[: self._num_blocks]
 
     def extend(self, block_ids: Sequence[int]) -> None:
         """More blocks for what comes."""
@@ -59,3 +54,4 @@ class SequenceState:
             self._buffer = torch.cat([self._buffer, self._buffer.new_zeros(end)])
         self._buffer[self._num_blocks : end] = torch.tensor(block_ids)
         self._num_blocks = end
+        self.block_table = self._buffer[:end]

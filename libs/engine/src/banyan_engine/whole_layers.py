@@ -1,9 +1,9 @@
-"""Decode steps layer by layer in the compiled helper: one call for all that a layer does.
+"""Decode steps in the compiled helper: one call for all layers and the head.
 
 With one row and a small model a step is hundreds of short operations, and starting them from
-Python costs a tenth of it. The helper does the same operations on the same numbers, so the way
+Python costs a third of it. The helper does the same operations on the same numbers, so the way
 through `Model` judges this one to the bit. It serves what most steps of a decode worker are: one
-sampled token of each sequence, no adapters, no experts, bfloat16 activations.
+sampled token of each sequence, no adapters, bfloat16 activations.
 """
 
 from __future__ import annotations
@@ -15,14 +15,19 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from banyan_engine.kernels import native
-from banyan_engine.linear import Dense, Int8, Weight
+from banyan_engine.kernels import grouped, native
+from banyan_engine.linear import Dense, Int4, Int8, Weight
 from banyan_engine.model import Model
-from banyan_engine.paged_kv import PagedKv, Slots
-from banyan_engine.rope import Rotation
+from banyan_engine.paged_kv import PagedKv
 from banyan_engine.rowwise import LANES
 from banyan_engine.spans import Span
+from banyan_engine.step_inputs import FilledInputs
 from banyan_engine.weights import LayerWeights
+
+PARTS = ("products", "norms, rotations, gates, KV", "attention", "experts", "head")
+"""What a `Clock` tells apart, as in clock.h."""
+Clock = ctypes.c_double * len(PARTS)
+"""Seconds of each part, added up."""
 
 
 class _Matrix(ctypes.Structure):
@@ -39,9 +44,9 @@ _NORMS = ("attention_norm", "q_norm", "k_norm", "attention_post_norm", "mlp_norm
 class _Layer(ctypes.Structure):
     _fields_ = (
         *((name, _Matrix) for name in ("qkv", "output", "gate_up", "down")),
-        *((name, ctypes.c_void_p) for name in (*_NORMS, "keys", "values")),
+        *((name, ctypes.c_void_p) for name in ("experts", *_NORMS, "keys", "values")),
         *((name, ctypes.c_int64) for name in ("block_size", "heads", "kv_heads", "dim")),
-        *((name, ctypes.c_int64) for name in ("turning", "window")),
+        *((name, ctypes.c_int64) for name in ("turning", "window", "rope")),
         *((name, ctypes.c_float) for name in ("scale", "softcap", "eps")),
         *((name, ctypes.c_int) for name in ("is_silu", "is_int8")),
     )
@@ -49,59 +54,64 @@ class _Layer(ctypes.Structure):
 
 class _Step(ctypes.Structure):
     _fields_ = (
-        *((name, ctypes.c_void_p) for name in ("x", "cos", "sin", "slots", "fresh_blocks")),
-        *((name, ctypes.c_void_p) for name in ("tables", "positions", "normed", "qkv")),
-        *((name, ctypes.c_void_p) for name in ("attended", "made", "both", "inner")),
-        *((name, ctypes.c_int64) for name in ("rows", "num_fresh")),
+        ("head", _Matrix),
+        *((name, ctypes.c_void_p) for name in ("norm", "embedding", "cos", "sin", "tables")),
+        *((name, ctypes.c_void_p) for name in ("token_ids", "positions", "slots", "fresh_blocks")),
+        ("x", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("normed", "qkv", "attended", "made", "both")),
+        *((name, ctypes.c_void_p) for name in ("inner", "logits", "seconds")),
+        *((name, ctypes.c_int64) for name in ("rows", "num_fresh", "num_layers")),
+        ("embedding_scale", ctypes.c_float),
         ("threads", ctypes.c_int),
     )
 
 
 class WholeLayers:
-    """A model's layers over one pool, as the helper reads them; the pool must outlive it."""
+    """A model over one pool, as the helper reads them; the pool must outlive it.
+
+    `clock`, where there is one, is told what the parts of a step take.
+    """
 
     def __init__(self, model: Model, kv: PagedKv) -> None:
         self.model = model
-        self._layers = [_layer(model, kv, number) for number in range(model.spec.num_layers)]
+        self.clock: ctypes.Array[ctypes.c_double] | None = None
+        made = [_layer(model, kv, number) for number in range(model.spec.num_layers)]
+        self._layers = (_Layer * len(made))(*(layer for layer, _ in made))
+        self._kept = [experts for _, experts in made]
+        self._head = _matrix(model.head, None)
+        inner = max(layer.gate_up.num_out for layer in self._layers)
+        first, hidden = self._layers[0], model.spec.hidden_size
+        sizes = (hidden, hidden, first.qkv.num_out, first.output.num_in, hidden, inner, inner // 2)
+        rooms = [torch.empty(native.MAX_ROWS, size, dtype=model.dtype) for size in sizes]
+        self._rooms = rooms  # memory that stays, for what is between operations
 
-    def step(
-        self, x: Tensor, spans: Sequence[Span], slots: Slots, rotations: Sequence[Rotation]
-    ) -> WholeStep:
-        """x [tokens, hidden], one token of each span; it becomes each layer's output in turn."""
-        layers, spec = self._layers, self.model.spec
-        rows = native.rows([span.start for span in spans], [span.block_table for span in spans])
-        inner = max(layer.gate_up.num_out for layer in layers)
-        qkv, attended = layers[0].qkv.num_out, layers[0].output.num_in
-        sizes = (spec.hidden_size, qkv, attended, spec.hidden_size, inner, inner // 2)
-        buffers = [x.new_empty(len(x), size) for size in sizes]
-        steps = [
-            _Step(
-                *(each.data_ptr() for each in (x, by.cos, by.sin, slots.slot_ids)),
-                *(each.data_ptr() for each in (slots.fresh_block_ids, rows.tables, rows.positions)),
-                *(each.data_ptr() for each in buffers),
-                len(x),
-                len(slots.fresh_block_ids),
-                torch.get_num_threads(),
-            )
-            for by in rotations
-        ]
-        by_layer = [
-            (layer, steps[each.rope]) for layer, each in zip(layers, spec.layers, strict=True)
-        ]
-        return WholeStep(by_layer, (x, slots, rotations, rows, buffers))
-
-
-class WholeStep:
-    """One step's rows on their way through the layers, with what the helper reads meanwhile."""
-
-    def __init__(self, by_layer: Sequence[tuple[_Layer, _Step]], kept: object) -> None:
-        self._by_layer = by_layer
-        self._kept = kept
-
-    def run(self, layer: int, helper: ctypes.CDLL) -> None:
-        """Compute one layer, K and V written."""
-        weights, step = self._by_layer[layer]
-        helper.banyan_layer(ctypes.byref(weights), ctypes.byref(step))
+    def logits(self, inputs: FilledInputs, spans: Sequence[Span], helper: ctypes.CDLL) -> Tensor:
+        """[tokens, vocab], before any soft cap, of one token of each span; K and V are written."""
+        model, num_rows = self.model, len(spans)
+        logits = torch.empty(num_rows, self._head.num_out, dtype=model.dtype)
+        rotations = model.all_rotations(max(span.end for span in spans))
+        read = (
+            _addresses([by.cos for by in rotations]),
+            _addresses([by.sin for by in rotations]),
+            _addresses([span.block_table for span in spans]),
+        )
+        step = _Step(
+            self._head,
+            model.norm.data_ptr(),
+            model.embedding.data_ptr(),
+            *map(ctypes.addressof, read),
+            *(each.data_ptr() for each in inputs[:4]),
+            *(each.data_ptr() for each in self._rooms),
+            logits.data_ptr(),
+            None if self.clock is None else ctypes.addressof(self.clock),
+            num_rows,
+            inputs.fresh_block_ids.shape[0],
+            len(self._layers),
+            model.embedding_scale,
+            torch.get_num_threads(),
+        )
+        helper.banyan_layers(self._layers, ctypes.byref(step))
+        return logits
 
 
 _made: WeakKeyDictionary[PagedKv, WholeLayers | None] = WeakKeyDictionary()
@@ -122,37 +132,54 @@ def whole_layers(model: Model, kv: PagedKv, spans: Sequence[Span]) -> WholeLayer
 
 def _has_code(model: Model, kv: PagedKv) -> bool:
     spec = model.spec
+    if not (spec.num_layers and _is_read_in_place(model.head)):
+        return False
     lengths = [spec.hidden_size, spec.head_dim, *(rope.num_dims // 2 for rope in spec.ropes)]
     if model.dtype != torch.bfloat16 or any(length % LANES for length in lengths):
         return False
     return all(
         kv.pools(number).keys.dtype in (torch.bfloat16, torch.int8)
         and native.can_attend(model.dtype, kv.pools(number))
-        and all(map(_is_read_in_place, _matrices(model.layer(number))))
+        and _is_whole(model.layer(number))
         for number in range(spec.num_layers)
     )
 
 
-def _matrices(weights: LayerWeights) -> list[Weight | None]:
-    if weights.mlp is None:
-        return [None]
-    return [weights.qkv, weights.output, weights.mlp.gate_up, weights.mlp.down]
-
-
-def _is_read_in_place(weight: Weight | None) -> bool:
-    if weight is None or weight.shape[1] % native.STEP:
+def _is_whole(weights: LayerWeights) -> bool:
+    matrices = [weights.qkv, weights.output]
+    if weights.mlp is not None:
+        matrices += [weights.mlp.gate_up, weights.mlp.down]
+    elif weights.experts is None or weights.experts.grouped is None:
         return False
-    return not isinstance(weight, Dense) or weight.matrix.is_contiguous()
+    return all(map(_is_read_in_place, matrices))
 
 
-def _layer(model: Model, kv: PagedKv, number: int) -> _Layer:
+def _is_read_in_place(weight: Weight) -> bool:
+    if weight.shape[1] % native.STEP:
+        return False
+    if isinstance(weight, Dense):
+        return weight.matrix.dtype == torch.bfloat16 and weight.matrix.is_contiguous()
+    return not isinstance(weight, Int4) or weight.offsets is None
+
+
+def _layer(model: Model, kv: PagedKv, number: int) -> tuple[_Layer, ctypes.Structure | None]:
+    """With what it holds the address of."""
     spec, weights, pools = model.spec, model.layer(number), kv.pools(number)
-    assert weights.mlp is not None
-    return _Layer(
+    experts, none = None, _Matrix(None, None, None, 0, 0, native.DENSE)
+    mlp = (none, none)
+    shape = spec.layers[number].experts
+    if weights.mlp is not None:
+        gate_up_bias, down_bias = weights.mlp.gate_up_bias, weights.mlp.down_bias
+        mlp = _matrix(weights.mlp.gate_up, gate_up_bias), _matrix(weights.mlp.down, down_bias)
+    elif shape is not None and weights.experts is not None and weights.experts.grouped is not None:
+        experts = grouped.arguments(
+            weights.experts.grouped, shape.num_chosen, shape.renormalise, spec.activation
+        )
+    layer = _Layer(
         _matrix(weights.qkv, weights.qkv_bias),
         _matrix(weights.output, weights.output_bias),
-        _matrix(weights.mlp.gate_up, weights.mlp.gate_up_bias),
-        _matrix(weights.mlp.down, weights.mlp.down_bias),
+        *mlp,
+        None if experts is None else ctypes.addressof(experts),
         *(_address(getattr(weights, name)) for name in _NORMS),
         *(pool.data_ptr() for pool in pools),
         kv.block_size,
@@ -161,12 +188,14 @@ def _layer(model: Model, kv: PagedKv, number: int) -> _Layer:
         spec.head_dim,
         spec.ropes[spec.layers[number].rope].num_dims,
         kv.layout.layers[number].window or 0,
+        spec.layers[number].rope,
         spec.attention_scale,
         spec.attention_soft_cap or 0.0,
         spec.rms_norm_eps,
         spec.activation == "silu",
         pools.is_int8,
     )
+    return layer, experts
 
 
 def _matrix(weight: Weight, bias: Tensor | None) -> _Matrix:
@@ -182,3 +211,7 @@ def _matrix(weight: Weight, bias: Tensor | None) -> _Matrix:
 
 def _address(x: Tensor | None) -> int | None:
     return None if x is None else x.data_ptr()
+
+
+def _addresses(tensors: Sequence[Tensor]) -> ctypes.Array[ctypes.c_void_p]:
+    return (ctypes.c_void_p * len(tensors))(*(each.data_ptr() for each in tensors))

@@ -2,26 +2,19 @@
 // read where they lie, and what they made is summed up row by row. Two products do it. Few rows read
 // the weights as they lie, four channels at a time, which memory bounds; many rows have them laid out
 // as pairs first. Sums are fp32 and go in the order of the experts, whatever the threads do.
+#include "mixture.h"
 #include "pairs.h"
 
 #include <algorithm>
 #include <cmath>
-#include <vector>
-
-struct ExpertsArgs {  // as in grouped.py
-  const void *x, *router;             // x [rows, hidden], router [experts, hidden]
-  const int64_t *gate_ups, *downs;    // [experts] addresses of [2 inner, hidden], [hidden, inner]
-  const void *shared_gate_up, *shared_down, *shared_gate;  // an expert of all rows, or null
-  void* out;                          // [rows, hidden]
-  int64_t rows, hidden, experts, chosen, inner, shared_inner;
-  int renormalise, is_silu, threads;
-};
 
 namespace {
 constexpr int64_t NR = 4;         // rows of a weight that few rows of x take at a time
 constexpr int64_t MANY = 48;      // rows from which laying out pays
 constexpr int64_t WIDTH = NV * 16;  // channels that are laid out at a time: of gate and up half each
 constexpr int64_t PART = 1024;    // rows whose sums a thread keeps at a time
+
+using Expert = MixtureRoom::Expert;
 
 INLINE f32x16 logistic(f32x16 x) {
   f32x16 e = exp_lanes(x < 0.0f ? x : -x);
@@ -82,13 +75,6 @@ void lay_out(const bf16* w, int64_t num, int64_t in, bf16* pairs, int64_t to) {
         std::memcpy(pairs + 2 * ((k / 2 + i) * WIDTH + to + n), &words[i], sizeof words[i]);
     }
 }
-
-struct Expert {  // with its rows of x, ascending, and their shares; what it makes begins at `place`
-  const bf16 *gate_up, *down;
-  int64_t inner, place;
-  std::vector<int64_t> rows;
-  std::vector<float> shares;
-};
 
 // The chosen experts and shares of one row.
 void choose(const ExpertsArgs& a, int64_t row, int64_t* chosen, float* shares) {
@@ -220,58 +206,70 @@ void add_outer(const ExpertsArgs& a, const Expert& e, int64_t n, int64_t from, i
   }
 }
 
-void mixture(const ExpertsArgs& a) {
-  const int64_t each = a.chosen + 1, half = WIDTH / 2;  // the last of a row's is the shared one
-  std::vector<int64_t> chosen(a.rows * each), first_item;
-  std::vector<float> shares(a.rows * each);
-  std::vector<Expert> experts;
-  static thread_local std::vector<bf16> memory;  // new memory costs page faults
-  std::vector<bf16>& made = memory;
-  int64_t num_made = 0, num_items = 0;
-  const int64_t num_parts = (a.rows + PART - 1) / PART, num_blocks = (a.hidden + WIDTH - 1) / WIDTH;
-#pragma omp parallel num_threads(a.threads)
-  {
-    static thread_local std::vector<bf16> pairs;
-    std::vector<float> total;
-#pragma omp for
-    for (int64_t row = 0; row < a.rows; row++) {
-      choose(a, row, &chosen[row * each], &shares[row * each]);
-      if (a.shared_gate_up) shares[row * each + a.chosen] = shared_share(a, row);
-    }
-#pragma omp single
-    {
-      experts = in_use(a, chosen, shares, num_made);
-      if ((int64_t)made.size() < num_made) made.resize(num_made);
-      for (const Expert& e : experts) first_item.push_back(num_items), num_items += e.inner / half;
-    }
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < num_items; item++) {
-      const int64_t e = std::upper_bound(first_item.begin(), first_item.end(), item) -
-                        first_item.begin() - 1;
-      make_inner(a, experts[e], (item - first_item[e]) * half, made.data(), pairs);
-    }
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < num_blocks * num_parts; item++) {
-      const int64_t n = item % num_blocks * WIDTH, first = item / num_blocks * PART;
-      const int64_t end = std::min(a.rows, first + PART);
-      total.assign((end - first) * WIDTH + 16, 0);
-      float(*rows)[WIDTH] = (float(*)[WIDTH])total.data();
-      for (const Expert& e : experts) {
-        const Expert& after = experts[std::min<size_t>(&e - &experts[0] + 1, experts.size() - 1)];
-        auto place = [&](int64_t row) {
-          return std::lower_bound(e.rows.begin(), e.rows.end(), row) - e.rows.begin();
-        };
-        if (place(first) < place(end))
-          add_outer(a, e, n, place(first), place(end), first, made.data(), rows,
-                    after.down + n * after.inner, pairs);
-      }
-      for (int64_t row = first; row < end; row++)
-        for (int64_t c = 0; c < std::min(WIDTH, a.hidden - n); c += 16)
-          store((bf16*)a.out + row * a.hidden + n + c, widen(rows[row - first] + c), 16);
-    }
+std::vector<bf16>& kept_memory() {  // new memory costs page faults
+  static thread_local std::vector<bf16> memory;
+  return memory;
+}
+
+// What the experts make of their rows, summed up for WIDTH channels of PART rows.
+void sum_up(const ExpertsArgs& a, const MixtureRoom& room, int64_t n, int64_t first,
+            std::vector<float>& total, std::vector<bf16>& pairs) {
+  const std::vector<Expert>& experts = room.experts;
+  const int64_t end = std::min(a.rows, first + PART);
+  total.assign((end - first) * WIDTH + 16, 0);
+  float(*rows)[WIDTH] = (float(*)[WIDTH])total.data();
+  for (const Expert& e : experts) {
+    const Expert& after = experts[std::min<size_t>(&e - &experts[0] + 1, experts.size() - 1)];
+    auto place = [&](int64_t row) {
+      return std::lower_bound(e.rows.begin(), e.rows.end(), row) - e.rows.begin();
+    };
+    if (place(first) < place(end))
+      add_outer(a, e, n, place(first), place(end), first, room.made.data(), rows,
+                after.down + n * after.inner, pairs);
   }
+  for (int64_t row = first; row < end; row++)
+    for (int64_t c = 0; c < std::min(WIDTH, a.hidden - n); c += 16)
+      store((bf16*)a.out + row * a.hidden + n + c, widen(rows[row - first] + c), 16);
 }
 }  // namespace
 
+MixtureRoom::MixtureRoom(int64_t num_shares)
+    : chosen(num_shares), shares(num_shares), made(kept_memory()) {}
+
+void mixture_part(const ExpertsArgs& a, MixtureRoom& room) {
+  const int64_t each = a.chosen + 1, half = WIDTH / 2;  // the last of a row's is the shared one
+  const int64_t num_parts = (a.rows + PART - 1) / PART, num_blocks = (a.hidden + WIDTH - 1) / WIDTH;
+  static thread_local std::vector<bf16> pairs;
+  static thread_local std::vector<float> total;
+#pragma omp for
+  for (int64_t row = 0; row < a.rows; row++) {
+    choose(a, row, &room.chosen[row * each], &room.shares[row * each]);
+    if (a.shared_gate_up) room.shares[row * each + a.chosen] = shared_share(a, row);
+  }
+#pragma omp single
+  {
+    int64_t num_made = 0;
+    room.experts = in_use(a, room.chosen, room.shares, num_made);
+    if ((int64_t)room.made.size() < num_made) room.made.resize(num_made);
+    room.first_item.clear();
+    room.num_items = 0;
+    for (const Expert& e : room.experts)
+      room.first_item.push_back(room.num_items), room.num_items += e.inner / half;
+  }
+#pragma omp for schedule(dynamic)
+  for (int64_t item = 0; item < room.num_items; item++) {
+    const auto& first = room.first_item;
+    const int64_t e = std::upper_bound(first.begin(), first.end(), item) - first.begin() - 1;
+    make_inner(a, room.experts[e], (item - first[e]) * half, room.made.data(), pairs);
+  }
+#pragma omp for schedule(dynamic)
+  for (int64_t item = 0; item < num_blocks * num_parts; item++)
+    sum_up(a, room, item % num_blocks * WIDTH, item / num_blocks * PART, total, pairs);
+}
+
 // All numbers are bfloat16; `hidden`, `inner` and `shared_inner` are multiples of STEP.
-extern "C" void banyan_experts(const ExpertsArgs* args) { mixture(*args); }
+extern "C" void banyan_experts(const ExpertsArgs* args) {
+  MixtureRoom room(args->rows * (args->chosen + 1));
+#pragma omp parallel num_threads(args->threads)
+  mixture_part(*args, room);
+}

@@ -73,19 +73,30 @@ def mixture(
     out = torch.empty_like(x)
     if not len(x):
         return out
+    args = arguments(weights, num_chosen, renormalise, activation)
+    args.x, args.out, args.rows = x.data_ptr(), out.data_ptr(), len(x)
+    args.threads = torch.get_num_threads()
+    helper.banyan_experts(ctypes.byref(args))
+    return out
+
+
+def arguments(
+    weights: Experts, num_chosen: int, renormalise: bool, activation: str
+) -> _ExpertsArgs:
+    """Of the helper's call, without those of a step: x, out, rows and threads."""
     shared = weights.shared
-    args = _ExpertsArgs(
-        *(each.data_ptr() for each in (x, weights.router, weights.gate_ups, weights.downs)),
+    return _ExpertsArgs(
+        None,
+        *(each.data_ptr() for each in (weights.router, weights.gate_ups, weights.downs)),
         *((None, None, None) if shared is None else (each.data_ptr() for each in shared)),
-        out.data_ptr(),
-        *x.shape,
+        None,
+        0,
+        weights.router.shape[1],
         len(weights.gate_ups),
         num_chosen,
         weights.inner,
         0 if shared is None else shared[1].shape[1],
         renormalise,
         activation == "silu",
-        torch.get_num_threads(),
+        0,
     )
-    helper.banyan_experts(ctypes.byref(args))
-    return out

@@ -39,8 +39,9 @@ void product_part(int is_bf16, int format, const void* x, const void* w, const v
 void norm_part(const bf16* x, const bf16* made, const bf16* weight, bf16* sum, bf16* y,
                int64_t rows, int64_t dim, float eps);
 void gate_part(const bf16* both, bf16* y, int64_t rows, int64_t dim, bool is_silu);
-void rotate_part(bf16* heads, const bf16* cos, const bf16* sin, int64_t rows, int64_t stride,
-                 int64_t num_heads, int64_t dim, int64_t turning, const bf16* q_norm,
-                 const bf16* k_norm, int64_t num_q, float eps);
+// Row i of cos and sin is that of row i, or of `positions[i]` where there are some.
+void rotate_part(bf16* heads, const bf16* cos, const bf16* sin, const int64_t* positions,
+                 int64_t rows, int64_t stride, int64_t num_heads, int64_t dim, int64_t turning,
+                 const bf16* q_norm, const bf16* k_norm, int64_t num_q, float eps);
 void keep_part(const bf16* x, void* pool, const int64_t* slots, bool is_int8, int64_t rows,
                int64_t stride, int64_t num_heads, int64_t dim);

@@ -83,17 +83,18 @@ void gate_part(const bf16* both, bf16* y, int64_t rows, int64_t dim, bool is_sil
     }
 }
 
-void rotate_part(bf16* heads, const bf16* cos, const bf16* sin, int64_t rows, int64_t stride,
-                 int64_t num_heads, int64_t dim, int64_t turning, const bf16* q_norm,
-                 const bf16* k_norm, int64_t num_q, float eps) {
+void rotate_part(bf16* heads, const bf16* cos, const bf16* sin, const int64_t* positions,
+                 int64_t rows, int64_t stride, int64_t num_heads, int64_t dim, int64_t turning,
+                 const bf16* q_norm, const bf16* k_norm, int64_t num_q, float eps) {
   const int64_t half = turning / 2;
 #pragma omp for collapse(2)
   for (int64_t row = 0; row < rows; row++)
     for (int64_t h = 0; h < num_heads; h++) {
       bf16* x = heads + row * stride + h * dim;
+      const int64_t at = positions ? positions[row] : row;
       if (q_norm) norm_row(x, h < num_q ? q_norm : k_norm, x, dim, eps);
       for (int64_t c = 0; c < half; c += LANES) {
-        const bf16 *co = cos + row * turning + c, *si = sin + row * turning + c;
+        const bf16 *co = cos + at * turning + c, *si = sin + at * turning + c;
         f32x16 left = widen(x + c), right = widen(x + half + c);
         store(x + c, left * widen(co) - right * widen(si), LANES);
         store(x + half + c, right * widen(co + half) + left * widen(si + half), LANES);
@@ -130,8 +131,8 @@ extern "C" void banyan_rotate(void* heads, const void* cos, const void* sin, int
                               const void* q_norm, const void* k_norm, int64_t num_q, float eps,
                               int threads) {
 #pragma omp parallel num_threads(useful(rows, threads))
-  rotate_part((bf16*)heads, (const bf16*)cos, (const bf16*)sin, rows, stride, num_heads, dim,
-              turning, (const bf16*)q_norm, (const bf16*)k_norm, num_q, eps);
+  rotate_part((bf16*)heads, (const bf16*)cos, (const bf16*)sin, nullptr, rows, stride, num_heads,
+              dim, turning, (const bf16*)q_norm, (const bf16*)k_norm, num_q, eps);
 }
 
 // Rows of x [rows, num_heads, dim], `stride` apart, into slots of a pool of bfloat16 or int8.
