@@ -37,7 +37,7 @@ def at_level(helper: ctypes.CDLL, request: pytest.FixtureRequest) -> ctypes.CDLL
         *((make, dtype) for make in (quantize_int8, quantize_int4) for dtype in _TYPES),
     ],
 )
-@pytest.mark.parametrize("num_rows", [1, 2, 4, 7])
+@pytest.mark.parametrize("num_rows", [1, 2, 4, 7, 23])
 def test_products(at_level: ctypes.CDLL, make, dtype, num_rows: int) -> None:  # type: ignore[no-untyped-def]
     weight = make(torch.randn(37, 96).to(torch.bfloat16))
     x = torch.randn(num_rows, 96).to(dtype)

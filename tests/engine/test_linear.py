@@ -47,7 +47,7 @@ def check(found: Tensor, x: Tensor, weight: Weight, bias: Tensor | None = None) 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("make", [dense, quantize_int8, quantize_int4])
-@pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 32, 33])
+@pytest.mark.parametrize("num_rows", [1, 2, 3, 5, 12, 20, 32, 60, 65])
 def test_products(helper: ctypes.CDLL, dtype, shape, make, num_rows: int) -> None:  # type: ignore[no-untyped-def]
     weight = make(torch.randn(shape).to(dtype))
     x = torch.randn(num_rows, shape[1]).to(dtype)

@@ -123,7 +123,7 @@ def test_what_goes_the_other_way(helper: ctypes.CDLL, tmp_path: Path) -> None:
     table = torch.tensor([0, 1])
     assert whole_layers(model, kv, [Span(torch.tensor([1, 2]), 0, table, 1)]) is None
     assert whole_layers(model, kv, [Span(torch.tensor([1]), 0, table, 0)]) is None
-    assert whole_layers(model, kv, [Span(torch.tensor([1]), 0, table, 1)] * 33) is None
+    assert whole_layers(model, kv, [Span(torch.tensor([1]), 0, table, 1)] * 65) is None
     narrow = made(tmp_path / "narrow", LLAMA | {"head_dim": 16}, None)
     one = [Span(torch.tensor([1]), 0, table, 1)]
     assert whole_layers(narrow, filled_kv(narrow, "bfloat16"), one) is None

@@ -157,7 +157,8 @@ def _with_offsets(
 
 def _is_helped(x: Tensor, weight: Weight) -> bool:
     """float32 weights stay with torch: so does deterministic mode, whose bits must not change."""
-    if x.device.type != "cpu" or not 0 < len(x) <= native.MAX_ROWS:
+    max_rows = native.MAX_ROWS if x.dtype == torch.bfloat16 else native.MAX_FLOAT_ROWS
+    if x.device.type != "cpu" or not 0 < len(x) <= max_rows:
         return False
     if not isinstance(weight, Dense):
         return x.dtype in (torch.bfloat16, torch.float32)

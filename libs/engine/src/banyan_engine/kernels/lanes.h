@@ -120,11 +120,18 @@ INLINE Pack<bf16> pack_nibbles(u8x16 raw, bf16 type) {
   return pack(widen_bytes((raw & 15) - 8), widen_bytes((raw >> 4) - 8), type);
 #endif
 }
-INLINE Pack<float> times(Pack<float> a, f32x16 scale) { return {a.low * scale, a.high * scale}; }
-INLINE Pack<bf16> times(Pack<bf16> a, f32x16 scale) {
-  bf16 all[STEP];
-  std::memcpy(all, &a, sizeof all);
-  return pack(widen(all) * scale, widen(all + 16) * scale, bf16{});
+// The same times `scale`: numbers of a table that is scaled beforehand.
+template <class T>
+INLINE Pack<T> pack_nibbles(u8x16 raw, f32x16 scale, T type) {
+#ifdef __AVX512F__
+  const f32x16 table = {-8, -7, -6, -5, -4, -3, -2, -1, 0, 1, 2, 3, 4, 5, 6, 7};
+  const __m512 scaled = (__m512)(table * scale);
+  const __m512i low = _mm512_cvtepu8_epi32((__m128i)raw);  // of whose bits four are looked at
+  return pack((f32x16)_mm512_permutexvar_ps(low, scaled),
+              (f32x16)_mm512_permutexvar_ps(_mm512_srli_epi32(low, 4), scaled), type);
+#else
+  return pack(widen_bytes((raw & 15) - 8) * scale, widen_bytes((raw >> 4) - 8) * scale, type);
+#endif
 }
 
 INLINE f32x16 dot(f32x16 sum, Pack<float> a, Pack<float> b) {

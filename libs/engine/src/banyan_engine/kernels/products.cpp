@@ -1,74 +1,33 @@
 // y = x W^T for few rows of x: what decoding does. W is read once, in the file's layout, so that
-// nothing is kept twice; sums are fp32. Rows of W go four at a time, rows of x up to four, each
-// pair with its own accumulators, enough of them to hide the latency of a multiplication.
+// nothing is kept twice; sums are fp32. Up to four rows, and wherever the CPU does not multiply
+// bfloat16, rows of W go four at a time, rows of x up to four, each pair with its own accumulators,
+// enough of them to hide the latency of a multiplication. More rows become lanes (row_lanes.h).
 #include "parts.h"
-
-#include <algorithm>
+#include "row_lanes.h"
 
 namespace {
-#define MEMBER inline __attribute__((always_inline))
 constexpr int NR = 4;
 
-// How a weight's rows lie: `at(row, k)` gives STEP numbers from channel k on, to be multiplied by
-// `scale(row, k)` where they are SCALED.
-template <class T>
-struct DenseRows {
-  static constexpr bool SCALED = false;
-  const T* data;
-  int64_t in;
-  MEMBER Pack<T> at(int64_t row, int64_t k) const { return pack(data + row * in + k, T{}); }
-  MEMBER f32x16 scale(int64_t, int64_t) const { return splat(1); }
-  MEMBER const void* address(int64_t row, int64_t k) const { return data + row * in + k; }
-};
-template <class T>
-struct Int8Rows {  // one scale belongs to the whole row and is applied at the end
-  static constexpr bool SCALED = false;
-  const int8_t* data;
-  int64_t in;
-  MEMBER Pack<T> at(int64_t row, int64_t k) const { return pack(data + row * in + k, T{}); }
-  MEMBER f32x16 scale(int64_t, int64_t) const { return splat(1); }
-  MEMBER const void* address(int64_t row, int64_t k) const { return data + row * in + k; }
-};
-template <class T>
-struct Int4Rows {  // groups of STEP: byte j holds channels j (low half) and j + 16, plus 8
-  static constexpr bool SCALED = true;
-  const uint8_t* data;
-  const bf16* scales;
-  int64_t in;
-  MEMBER Pack<T> at(int64_t row, int64_t k) const {
-    return pack_nibbles(load<u8x16>(address(row, k)), T{});
-  }
-  MEMBER f32x16 scale(int64_t row, int64_t k) const { return splat(scales[(row * in + k) / STEP]); }
-  MEMBER const void* address(int64_t row, int64_t k) const {
-    return data + (uint64_t)(row * in + k) / 2;
-  }
-};
-
-template <class T>
-struct Out {
-  T* y;
-  int64_t rows, out;
-  const float* scales;  // per row of W, or null
-  const T* bias;        // per row of W, or null
-};
-
 // MR rows of x by NR rows of W. Rows past the end repeat the last one and are not stored. On the
-// way it asks for its share, by rows of x, of the NR rows of W that come next.
+// way it asks for its share, by rows of x, of weights that come later.
 template <int MR, class T, class Rows>
 INLINE void block(const Out<T>& to, const T* x, int64_t ldx, const Rows& w, int64_t w_first,
                   int64_t m, int64_t n, int64_t in) {
   constexpr int U = 4 / MR;
+  constexpr int64_t ASKED = NR * Rows::STEP_BYTES;
   const T* xs[MR];
   int64_t ws[NR];
   for (int i = 0; i < MR; i++) xs[i] = x + std::min(m + i, to.rows - 1) * ldx;
   for (int j = 0; j < NR; j++) ws[j] = std::min(n + j, to.out - 1) - w_first;
   f32x16 acc[U][16] = {};
-  const int64_t ask = NR * m / to.rows, ask_end = std::min(NR * (m + MR) / to.rows, (int64_t)NR);
+  const char* ahead = w.address(ws[0], 0) + AHEAD;
+  const int64_t ask = ASKED * m / to.rows, ask_end = std::min(ASKED * (m + MR) / to.rows, ASKED);
   int64_t k = 0;
   auto step = [&](int u) __attribute__((always_inline)) {
     Pack<T> wk[NR];
     for (int j = 0; j < NR; j++) wk[j] = w.at(ws[j], k);
-    for (int64_t j = ask; j < ask_end; j++) __builtin_prefetch(w.address(ws[0] + NR + j, k));
+    for (int64_t b = ask; b < ask_end; b += LINE) __builtin_prefetch(ahead + b, 0, 2);
+    ahead += ASKED;
     for (int i = 0; i < MR; i++) {
       Pack<T> xk = pack(xs[i] + k, T{});
       for (int j = 0; j < NR; j++) {
@@ -108,35 +67,45 @@ INLINE void all_rows(const Out<T>& to, const T* x, int64_t ldx, const Rows& w, i
 
 // Where `unpack` is set, weights are unpacked once, into a tile that stays in the cache.
 template <class T, class Rows>
-void product(const Out<T>& to, const T* x, int64_t ldx, const Rows& w, int64_t in, bool unpack) {
+void product(const Out<T>& to, const T* x, const Rows& w, int64_t in, bool unpack) {
   const int64_t num_blocks = (to.out + NR - 1) / NR;
   std::vector<T> tile(unpack ? NR * in : 0);
 #pragma omp for schedule(static)
   for (int64_t b = 0; b < num_blocks; b++) {
     const int64_t n = b * NR;
     if (!unpack) {
-      all_rows(to, x, ldx, w, 0, n, in);
+      all_rows(to, x, in, w, 0, n, in);
       continue;
     }
     for (int64_t j = 0; j < std::min<int64_t>(NR, to.out - n); j++)
       for (int64_t k = 0; k < in; k += STEP) {
-        Pack<T> p = w.at(n + j, k);
-        if (Rows::SCALED) p = times(p, w.scale(n + j, k));
-        std::memcpy(&tile[j * in + k], &p, sizeof p);
+        const Pack<T> numbers = w.scaled(n + j, k);
+        std::memcpy(&tile[j * in + k], &numbers, sizeof numbers);
       }
-    all_rows(to, x, ldx, DenseRows<T>{tile.data(), in}, n, n, in);
+    all_rows(to, x, in, DenseRows<T>{tile.data(), in}, n, n, in);
   }
+}
+
+template <class Rows>
+void choose(const Out<bf16>& to, const bf16* x, const Rows& w, int64_t in) {
+#ifdef __AVX512BF16__
+  if (to.rows > 4) return product_in_lanes(to, x, w, in);
+#endif
+  product(to, x, w, in, Rows::SCALED && to.rows > 16);
+}
+// Unpacking anew for each four rows is quicker below; for int8 always.
+template <class Rows>
+void choose(const Out<float>& to, const float* x, const Rows& w, int64_t in) {
+  product(to, x, w, in, Rows::SCALED && to.rows > 16);
 }
 
 template <class T>
 void dispatch(int format, const T* x, const void* w, const void* scales, const T* bias, T* y,
               int64_t rows, int64_t in, int64_t out) {
   Out<T> to{y, rows, out, format == 1 ? (const float*)scales : nullptr, bias};
-  const bool many = rows > 16;  // below, unpacking anew for each 4 rows is quicker; int8 always is
-  if (format == 0) product(to, x, in, DenseRows<T>{(const T*)w, in}, in, false);
-  if (format == 1) product(to, x, in, Int8Rows<T>{(const int8_t*)w, in}, in, false);
-  if (format == 2)
-    product(to, x, in, Int4Rows<T>{(const uint8_t*)w, (const bf16*)scales, in}, in, many);
+  if (format == 0) choose(to, x, DenseRows<T>{(const T*)w, in}, in);
+  if (format == 1) choose(to, x, Int8Rows<T>{(const int8_t*)w, in}, in);
+  if (format == 2) choose(to, x, Int4Rows<T>{(const uint8_t*)w, (const bf16*)scales, in}, in);
 }
 }  // namespace
 
