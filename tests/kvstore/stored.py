@@ -30,6 +30,10 @@ from banyan_runtime.virtual_loop import VirtualLoop, run_virtual
 T = TypeVar("T")
 
 BIG = 1 << 30
+SOON_S = 0.5
+"""By when what was said on the bus is in the index."""
+INDEX_LEASE_S = 3.5
+"""By when another store writes the index in place of one that died."""
 
 
 def block(block_hash: BlockHash, page_bytes: int = 100, num_layers: int = 2) -> Block:
@@ -214,6 +218,11 @@ class Stored:
         for host in list(self.mesh.hosts):
             self.mesh.crash(host)
         await asyncio.sleep(0.01)
+
+
+def writers(*stores: Store) -> list[str]:
+    """Those that write the index, by what they say themselves."""
+    return [store.store_id for store in stores if store.figure("indexing") == 1]
 
 
 def blocks_stored(hashes: Sequence[BlockHash]) -> events_pb2.Event:
