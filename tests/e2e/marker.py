@@ -1,12 +1,10 @@
-"""A marker that a client says in every way, and the search for it in all that a mesh tells."""
+"""What belongs to a client, how it would look where it leaked, and the search for it."""
 
 from __future__ import annotations
 
 import base64
-import json
 import struct
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,19 +18,17 @@ PROMPT = "vexillum-quokka-9137-zephyr"
 KEY = "sk-marker-lacustrine-5521"
 WRONG_KEY = "sk-wrong-obsidian-7788"
 SALT = "salt-peregrine-4410"
-MODEL = "echo"
-LONG_CHARS = 1_000_000
+IDS = tuple(ByteTokenizer().encode(PROMPT, False))
 
 
-def spellings() -> dict[str, bytes]:
-    """How the secrets would look where they leaked, by name."""
+def spellings(ids: Sequence[int] = IDS) -> dict[str, bytes]:
+    """How the secrets would look where they leaked, by name; `ids` are the prompt's tokens."""
     found: dict[str, bytes] = {}
     for name, text in {"prompt": PROMPT, "key": KEY, "wrong key": WRONG_KEY, "salt": SALT}.items():
         found[name] = text.encode()
         found[f"{name}, a part"] = text.encode()[4:-4]
         found[f"{name} in base64"] = base64.b64encode(text.encode())[:-4]
         found[f"{name} in hex"] = text.encode().hex().encode()
-    ids = ByteTokenizer().encode(PROMPT, False)
     found["token ids as JSON"] = ",".join(map(str, ids)).encode()
     found["token ids as a list"] = ", ".join(map(str, ids)).encode()
     found["token ids in 4 bytes each"] = struct.pack(f"<{len(ids)}i", *ids)
@@ -46,11 +42,11 @@ class Told:
 
     pieces: dict[str, bytes]
 
-    def leaks(self) -> list[str]:
+    def leaks(self, ids: Sequence[int] = IDS) -> list[str]:
         return [
             f"{spelling} in {where}"
             for where, piece in self.pieces.items()
-            for spelling, secret in spellings().items()
+            for spelling, secret in spellings(ids).items()
             if secret in piece
         ]
 
@@ -58,106 +54,17 @@ class Told:
         return {name.split(" ")[0] for name, piece in self.pieces.items() if text.encode() in piece}
 
 
-class Talk:
-    """A client with a key, that says the marker in every way."""
-
-    def __init__(self, mesh: RunningMesh, client: httpx2.Client) -> None:
-        self._mesh = mesh
-        self._client = client
-
-    def post(self, path: str, body: Any, **options: Any) -> httpx2.Response:
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        headers = {"content-type": "application/json"} | options.pop("headers", {})
-        return self._client.post(path, content=content, headers=headers, **options)
-
-    def chat(self, **more: Any) -> str:
-        """A long answer, streamed to its end; the id."""
-        return self._stream(lambda _: None, more)
-
-    def chat_and_kill(self) -> str:
-        """A still longer answer, whose worker dies and comes back."""
-        killed: list[str] = []
-
-        def kill(num_lines: int) -> None:
-            if num_lines == 20:
-                killed.append(self._mesh.streaming_worker())
-                self._mesh.kill(killed[0])
-
-        answer_id = self._stream(kill, {"max_tokens": 2000})
-        self._mesh.wait_restarted(killed[0], 0)
-        return answer_id
-
-    def chat_and_leave(self) -> None:
-        class Left(Exception):
-            pass
-
-        def leave(num_lines: int) -> None:
-            if num_lines == 10:
-                raise Left
-
-        with suppress(Left):
-            self._stream(leave, {})
-
-    def _stream(self, on_line: Callable[[int], None], more: dict[str, Any]) -> str:
-        body = chat_body(stream=True, max_tokens=300, ignore_eos=True) | more
-        answer_id = ""
-        with self._client.stream("POST", "/v1/chat/completions", json=body) as response:
-            assert response.status_code == 200, response.read()
-            for number, line in enumerate(response.iter_lines()):
-                if line.startswith("data: {"):
-                    answer_id = str(json.loads(line[6:])["id"])
-                on_line(number)
-        return answer_id
-
-    def make_every_mistake(self) -> dict[str, int]:
-        """The status of each."""
-        chat, plain = "/v1/chat/completions", "/v1/completions"
-        bad_role = {"messages": [{"role": PROMPT, "content": PROMPT}]}
-        bad_order = {"messages": [{"role": "assistant", "content": {"a": PROMPT}}]}
-        mistakes: dict[str, tuple[str, Any]] = {
-            "no JSON": (chat, b'{"messages": [' + PROMPT.encode()),
-            "no UTF-8": (chat, b'{"messages": "\xff' + PROMPT.encode() + b'"}'),
-            "wrong type": (chat, chat_body(temperature=PROMPT)),
-            "wrong stop": (chat, chat_body(stop=[PROMPT] * 99)),
-            "unknown field": (chat, chat_body() | {PROMPT: 1}),
-            "unknown role": (chat, chat_body() | bad_role),
-            "wrong content": (chat, chat_body() | bad_order),
-            "unknown model": (chat, chat_body(model=PROMPT)),
-            "wrong bias": (chat, chat_body(logit_bias={PROMPT: 1})),
-            "too long": (chat, chat_body(PROMPT * (LONG_CHARS // len(PROMPT)))),
-            "too long, plain": (plain, {"model": MODEL, "prompt": PROMPT, "max_tokens": 10**7}),
-            "wrong ids": (plain, {"model": MODEL, "prompt": [10**6]}),
-            "no route": (f"/v1/{PROMPT}", {}),
-        }
-        answered = {
-            name: self.post(path, body).status_code for name, (path, body) in mistakes.items()
-        }
-        wrong = {"authorization": f"Bearer {WRONG_KEY}"}
-        answered["wrong key"] = self.post(chat, chat_body(), headers=wrong).status_code
-        answered["no request"] = self._client.get(f"/v1/requests/{PROMPT}").status_code
-        return answered
-
-
-def chat_body(text: str = PROMPT, **more: Any) -> dict[str, Any]:
-    messages = [{"role": "system", "content": text}, {"role": "user", "content": f"say {text}"}]
-    return {"model": MODEL, "messages": messages, "cache_salt": SALT, "user": PROMPT} | more
-
-
-def talk_of_everything(talk: Talk) -> dict[str, str]:
-    """Ids of answers, by what happened to them."""
-    answers = {
-        "whole": talk.chat(),
-        "several": talk.chat(n=2, logprobs=True, top_logprobs=2, stop=[PROMPT + "!"]),
-        "again": talk.chat(),
-    }
-    plain = {"model": MODEL, "prompt": [PROMPT, PROMPT], "max_tokens": 40, "logprobs": 1}
-    assert talk.post("/v1/completions", plain).status_code == 200
-    assert talk.post("/tokenize", {"model": MODEL, "prompt": PROMPT}).status_code == 200
-    statuses = talk.make_every_mistake()
-    assert set(statuses.values()) <= {400, 401, 404}, statuses
-    talk.chat_and_leave()
-    answers["recovered"] = talk.chat_and_kill()
-    return answers
+def told_by(mesh: RunningMesh) -> Told:
+    """All that a mesh has written and shows: logs, names of files, figures, index and bus."""
+    pieces = {f"log {log.name}": log.read_bytes() for log in mesh.folder.glob("logs/*.log")}
+    for path in mesh.folder.rglob("*"):
+        pieces[f"path {path.relative_to(mesh.folder)}"] = str(path).encode()
+    for process in mesh.state()["processes"]:
+        address = process.get("metrics_address")
+        if process["service"] != "valkey" and address:
+            text = httpx2.get(f"http://{address}/metrics", timeout=60).content
+            pieces[f"metrics of {process['name']}"] = text
+    return Told(pieces | stored(mesh))
 
 
 def stored(mesh: RunningMesh) -> dict[str, bytes]:

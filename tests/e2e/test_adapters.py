@@ -11,6 +11,7 @@ from typing import Any
 import openai
 import pytest
 import torch
+from tests.e2e import marker
 from tests.e2e.running import SAMPLED, RunningMesh
 
 from banyan_engine.demo import model_folder
@@ -115,6 +116,21 @@ def test_choices_and_a_chat_of_an_adapter(mesh: RunningMesh) -> None:
         assert answer.model == "poet" and len(answer.choices) == 3
         (listed,) = [model for model in client.models.list() if model.id == "poet"]
     assert listed.model_extra is not None and listed.model_extra["parent"] == "banyan-demo"
+
+
+def test_a_prompt_to_an_adapter_is_told_to_nobody(mesh: RunningMesh) -> None:
+    """With a real model, whose tokens are not bytes; that a worker dies is in test_telemetry."""
+    said: dict[str, Any] = {"model": "poet", "prompt": marker.PROMPT, "echo": True, "logprobs": 2}
+    with mesh.client() as client:
+        ids = client.post("../tokenize", cast_to=dict, body={"prompt": marker.PROMPT})["tokens"]
+        answer = client.completions.create(**said, max_tokens=20, extra_body={"prompt_logprobs": 1})
+        scored = client.completions.create(**said, max_tokens=0)
+        assert scored.choices[0].text == marker.PROMPT
+    until = time.monotonic() + SEEN_WITHIN_S
+    while marker.told_by(mesh).places_of(answer.id) != {"log", "stream"}:
+        assert time.monotonic() < until, "nothing tells of the answer"
+        time.sleep(0.1)
+    assert marker.told_by(mesh).leaks(ids) == []
 
 
 def test_an_adapter_is_loaded_and_unloaded_while_the_mesh_runs(

@@ -15,7 +15,8 @@ from collections.abc import Iterator
 
 import httpx2
 import pytest
-from tests.e2e.marker import KEY, PROMPT, Talk, Told, stored, talk_of_everything
+from tests.e2e.marker import KEY, PROMPT, Told, told_by
+from tests.e2e.marker_talk import Talk, talk_of_everything
 from tests.e2e.otlp_sink import OtlpSink, running_sink
 from tests.e2e.running import RunningMesh
 from tests.metrics.test_rules import names_in_dashboard, names_in_rules
@@ -38,6 +39,7 @@ def mesh(tmp_path_factory: pytest.TempPathFactory, sink: OtlpSink) -> Iterator[R
     with pytest.MonkeyPatch.context() as env:
         env.setenv("BANYAN_GATEWAY_KEY_FILE", str(keys))
         env.setenv("BANYAN_MESH_SECRET", "0123456789abcdef0123456789abcdef")
+        env.setenv("BANYAN_GATEWAY_TOOL_FORMAT", "hermes")
         env.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", sink.endpoint)
         running = RunningMesh.start(folder / "mesh", "--runner", "echo", "--decode", "2")
     yield running
@@ -60,22 +62,15 @@ def told(mesh: RunningMesh, sink: OtlpSink, talked: dict[str, str]) -> Told:
         f"span {number} of {who}": span.SerializeToString()
         for number, (who, span) in enumerate(sink.spans())
     }
-    for log in sorted(mesh.folder.glob("logs/*.log")):
-        pieces[f"log {log.name}"] = log.read_bytes()
-    for path in mesh.folder.rglob("*"):
-        pieces[f"path {path.relative_to(mesh.folder)}"] = str(path).encode()
-    for process in mesh.state()["processes"]:
-        address = process.get("metrics_address")
-        if process["service"] != "valkey" and address:
-            text = httpx2.get(f"http://{address}/metrics", timeout=60).content
-            pieces[f"metrics of {process['name']}"] = text
-    return Told(pieces | stored(mesh))
+    return Told(pieces | told_by(mesh).pieces)
 
 
 def wait_for_spans(sink: OtlpSink, talked: dict[str, str]) -> None:
-    """Until the last span of the last answer came: the metrics service's, or the gateway's."""
+    """Until both who tell of the last answer's end have: the gateway and the metrics service."""
     until = time.monotonic() + TELL_S
-    while not any(talked["recovered"] in str(span) for _, span in sink.spans()):
+    while not {"gateway", "metrics"} <= {
+        who for who, span in sink.spans() if talked["recovered"] in str(span)
+    }:
         assert time.monotonic() < until, "the spans of the last answer do not come"
         time.sleep(0.1)
 
