@@ -48,16 +48,21 @@ class RunningMesh:
         cls, folder: Path, *options: str, settings: Mapping[str, str] | None = None
     ) -> RunningMesh:
         command = [BANYAN, "up", "--detach", "--port", "0", "--state-dir", str(folder), *options]
-        done = subprocess.run(
-            command,
-            capture_output=True,
-            text=True,
-            timeout=START_TIMEOUT_S,
-            check=False,
-            env={**os.environ, **(settings or {})},
-        )
+        running = cls(folder)
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                timeout=START_TIMEOUT_S,
+                check=False,
+                env={**os.environ, **(settings or {})},
+            )
+        except BaseException:  # it is late, and would come up when nobody waits for it any more
+            running.stop()
+            raise
         assert done.returncode == 0, done.stdout + done.stderr
-        return cls(folder)
+        return running
 
     def stop(self) -> None:
         command = [BANYAN, "down", "--state-dir", str(self.folder)]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import time
 from typing import Any
 
 import httpx2
@@ -95,7 +94,6 @@ REFUSED = [
 async def test_what_cannot_be_followed_is_refused_by_name(
     http: httpx2.AsyncClient, gateway: EchoGateway, change: dict[str, Any], param: str, reason: str
 ) -> None:
-    started = time.monotonic()
     response = await http.post("/v1/chat/completions", json=CHAT | change)
     assert response.status_code == 400
     error = response.json()["error"]
@@ -103,7 +101,6 @@ async def test_what_cannot_be_followed_is_refused_by_name(
     assert reason in error["message"]
     assert len(response.content) < 2000
     assert not gateway.requests
-    assert time.monotonic() - started < 10
 
 
 class Pet(pydantic.BaseModel):

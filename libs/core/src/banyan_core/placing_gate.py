@@ -32,10 +32,6 @@ class PlacingGate:
         self._num_refusals: dict[str, int] = {}  # of a worker, in a row
         self.full = False
 
-    @property
-    def num_asking(self) -> int:
-        return len(self._asking)
-
     def is_open(self, now: int) -> bool:
         if len(self._asking) >= self._window:
             return False

@@ -36,7 +36,6 @@ class MemoryServer:
 
     def __init__(self, network: MemoryNetwork, address: str, handlers: Sequence[Handler]) -> None:
         self.network = network
-        self.is_serving = True
         self._address = address
         self._handlers = {handler.method.path: handler for handler in handlers}
         self._running: dict[asyncio.Task[None], None] = {}
@@ -47,7 +46,7 @@ class MemoryServer:
         return self._address
 
     def set_serving(self, serving: bool) -> None:
-        self.is_serving = serving
+        """Nobody asks for a twin's health."""
 
     def accept(self, call: Call) -> None:
         """A call has reached this host: refuse it, or run its handler in a task."""

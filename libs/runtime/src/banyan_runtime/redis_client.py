@@ -38,9 +38,6 @@ def _is_index_url(text: str) -> bool:
     return bool(_nodes(urlsplit(text))) if is_cluster(text) else is_redis_url(text)
 
 
-RedisUrl = Annotated[str, Bound("redis://HOST:PORT", is_redis_url)]
-"""The type of a setting that names a server."""
-
 IndexUrl = Annotated[
     str, Bound("redis://HOST:PORT or redis+cluster://HOST:PORT,HOST:PORT", _is_index_url)
 ]
