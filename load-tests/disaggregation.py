@@ -60,6 +60,8 @@ def _single(threads: int, policy: str) -> Setting:
 def _split(prefill: int, decode: int, policy: str) -> Setting:
     env = {
         "OMP_WAIT_POLICY": policy,
+        "BANYAN_PREFILL_CORE_TURNS": "",
+        "BANYAN_DECODE_CORE_TURNS": "",
         "BANYAN_PREFILL_NUM_THREADS": str(prefill),
         "BANYAN_DECODE_NUM_THREADS": str(decode),
     }
@@ -67,8 +69,13 @@ def _split(prefill: int, decode: int, policy: str) -> Setting:
 
 
 SINGLE_SETTINGS = (_single(2, "passive"), _single(2, "active"))
-SPLIT_SETTINGS = (_split(1, 1, "passive"), _split(1, 2, "passive"), _split(1, 2, "active"))
-"""The first is what `banyan up` chooses on two cores. Never two pools that spin on them."""
+SPLIT_SETTINGS = (
+    Setting("2+2 threads, turns", {}),
+    _split(1, 1, "passive"),
+    _split(1, 2, "passive"),
+    _split(1, 2, "active"),
+)
+"""The first is what `banyan up` chooses on two cores. Never two pools that spin on them at once."""
 
 
 # ---------------------------------------------------------------- one process

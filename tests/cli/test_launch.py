@@ -42,6 +42,34 @@ def test_cores_and_kv_memory_are_split_between_workers(
     assert int(env["BANYAN_DECODE_KV_BYTES"]) * num_workers <= KV_MEMORY_BYTES
 
 
+@pytest.mark.parametrize(
+    ("num_cores", "num_decode", "takes_turns", "num_threads"),
+    [(2, 1, True, 2), (2, 3, True, 2), (3, 1, True, 3), (4, 1, False, 2), (1, 1, False, 1)],
+)
+def test_workers_with_less_than_two_cores_each_take_turns_with_all_of_them(
+    tmp_path: Path, num_cores: int, num_decode: int, takes_turns: bool, num_threads: int
+) -> None:
+    options = MeshOptions(POLICIES, port=0, num_decode=num_decode, num_cores=num_cores)
+    mesh = Launcher(options, StateFolder(tmp_path))
+    for name, service in (("prefill-0", "prefill"), ("decode-0", "decode")):
+        env = mesh.environment(name, service, {})
+        assert env["OMP_NUM_THREADS"] == str(num_threads)
+        folder = env.get(f"BANYAN_{service.upper()}_CORE_TURNS")
+        assert folder == (str(tmp_path) if takes_turns else None)
+
+
+@pytest.mark.parametrize(
+    "one_thread", [{"runner": RunnerKind.ECHO}, {"numerics": Numerics.DETERMINISTIC}]
+)
+def test_workers_of_one_thread_take_no_turns(
+    tmp_path: Path, one_thread: dict[str, RunnerKind | Numerics]
+) -> None:
+    options = MeshOptions(POLICIES, port=0, num_cores=2, **one_thread)  # type: ignore[arg-type]  # fields by name
+    env = Launcher(options, StateFolder(tmp_path)).environment("decode-0", "decode", {})
+    assert "BANYAN_DECODE_CORE_TURNS" not in env
+    assert env["OMP_NUM_THREADS"] == "1"
+
+
 def test_process_keeps_its_ports_and_no_two_share_one(tmp_path: Path) -> None:
     mesh = launcher(tmp_path)
     names = ("gateway", "router", "prefill-0", "prefill-1")

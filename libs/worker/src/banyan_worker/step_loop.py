@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import Protocol, TypeVar
 
 from banyan_core.engine_loop import EngineLoop
@@ -37,6 +38,7 @@ from banyan_core.next_step import NextStep
 from banyan_core.runner import Runner, StepPlan, StepResult
 from banyan_core.types import NS_PER_S, BlockHash
 from banyan_runtime.clock import Clock
+from banyan_runtime.core_turns import CoreTurns
 from banyan_runtime.lifespan import Tasks
 from banyan_runtime.pump import Pump, Recorder
 
@@ -61,10 +63,14 @@ class StepExecutor(Protocol):
 
 
 class ThreadExecutor:
-    """One thread. A runner that models its time has it slept there."""
+    """One thread. A runner that models its time has it slept there.
 
-    def __init__(self) -> None:
+    With `turns` a step computes while its process has the turn for the machine's cores.
+    """
+
+    def __init__(self, turns: CoreTurns | None = None) -> None:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="step")
+        self._turns = turns
 
     async def run(
         self,
@@ -81,7 +87,8 @@ class ThreadExecutor:
         def run_all() -> None:
             following: StepPlan | None = plan
             while following is not None:
-                result = runner.run(following, tell)
+                with self._turns.turn() if self._turns else nullcontext():
+                    result = runner.run(following, tell)
                 if result.modelled_ns:
                     time.sleep(result.modelled_ns / NS_PER_S)
                 following = on_end(result)
