@@ -58,11 +58,13 @@ def app_of(
     keys: KeyRing,
     formats: ModelFormats = NO_FORMATS,
     grammar_offload: Offload | None = None,
+    offload: Offload | None = None,
+    tokenizer: ByteTokenizer | None = None,
 ) -> FastAPI:
     counter = itertools.count(1)
     tools = ApiTools(
         clock=SystemClock(),
-        offload=InlineOffload(),
+        offload=offload or InlineOffload(),
         grammar_offload=grammar_offload or InlineOffload(),
         trials=TRIALS,
         draw=lambda: next(counter),
@@ -78,7 +80,8 @@ def app_of(
     )
     card = echo_card(16, "fast")
     models = ServedModels(card, started_unix_s=1_700_000_000)
-    return build_app(gateway, ByteTokenizer(), card, models, keys, tools, options, formats)
+    reader = tokenizer or ByteTokenizer()
+    return build_app(gateway, reader, card, models, keys, tools, options, formats)
 
 
 @pytest.fixture
