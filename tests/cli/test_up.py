@@ -141,6 +141,30 @@ def test_killed_supervisor_takes_its_children_with_it(mesh: Mesh) -> None:
     assert banyan("status", mesh.option).returncode == 2
 
 
+def test_who_gives_up_waiting_leaves_no_mesh(tmp_path: Path) -> None:
+    """Ctrl-C while it starts behind: nobody would know of it when it is up."""
+    folder = StateFolder(tmp_path)
+    command = [BANYAN, "up", "--runner=echo", "--port=0", "--detach", f"--state-dir={tmp_path}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as starting:
+        try:
+            wait_for("its first process", lambda: len(running_of(folder)) > 1)
+            pids = running_of(folder)
+        finally:
+            starting.send_signal(signal.SIGINT)
+        starting.communicate(timeout=PATIENCE_S)
+    assert starting.returncode != 0
+    wait_for("the end of all", lambda: not folder.is_claimed())
+    assert [pid for pid in {*pids, *running_of(folder)} if is_alive(pid)] == []
+
+
+def running_of(folder: StateFolder) -> set[int]:
+    """The supervisor of a mesh that may just begin, and what it has started."""
+    state = folder.read_state()
+    if state is None:
+        return set()
+    return {state.supervisor_pid, *(process.pid for process in state.processes if process.pid)}
+
+
 def test_second_mesh_in_one_folder_is_refused(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path)
     claimed = folder.claim()

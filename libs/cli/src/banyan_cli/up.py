@@ -75,15 +75,27 @@ def up_detached(options: MeshOptions, arguments: Sequence[str], console: Console
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-        while process.poll() is None:
-            state = folder.read_state()
-            if state is not None and state.ready and state.supervisor_pid == process.pid:
-                url = state.gateway_url
-                console.print(f"the mesh is up: {url}/v1 (`banyan down` stops it)", markup=False)
-                return 0
-            time.sleep(POLL_S)
+        try:
+            state = _wait_ready(folder, process)
+        except BaseException:  # Ctrl-C: it would come up when nobody waits for it any more
+            process.terminate()
+            raise
+    if state is not None:
+        url = state.gateway_url
+        console.print(f"the mesh is up: {url}/v1 (`banyan down` stops it)", markup=False)
+        return 0
     lines = log_file.read_text().strip().splitlines() or ["it said nothing"]
     raise CommandError(f"The mesh did not start: {lines[-1].strip()}", process.returncode or 1)
+
+
+def _wait_ready(folder: StateFolder, process: subprocess.Popen[bytes]) -> MeshState | None:
+    """The state of the mesh that this supervisor has up; None when it ended before."""
+    while process.poll() is None:
+        state = folder.read_state()
+        if state is not None and state.ready and state.supervisor_pid == process.pid:
+            return state
+        time.sleep(POLL_S)
+    return None
 
 
 def down(folder: StateFolder, console: Console) -> int:
