@@ -13,6 +13,7 @@ namespace {
 constexpr int TILE = 16;        // keys at a time
 constexpr int64_t CHUNK = 256;  // keys that one thread takes at a time, a multiple of TILE
 constexpr int64_t NUM_TILES = CHUNK / TILE;
+constexpr int64_t ENOUGH = 4;  // chunks for each thread, so that they end at about the same time
 
 using Part = AttendPlan::Part;
 
@@ -43,11 +44,11 @@ template <class KV>
 struct Ahead {
   const Pool<KV>& pool;
   const int64_t* slots;
-  int64_t kv_heads, row = 0, head = 0;
+  int64_t first, end, head = first, row = 0;  // KV heads
   MEMBER void ask() {
     const KV* at = pool.data + slots[row] * pool.stride + head * pool.width;
     for (int64_t c = 0; c < pool.width; c += 64 / sizeof(KV)) __builtin_prefetch(at + c);
-    if (++head == kv_heads) head = 0, row++;
+    if (++head == end) head = first, row++;
   }
 };
 
@@ -140,6 +141,7 @@ INLINE void add_values(const Part* parts, const f32x16* weights, const Pool<KV>&
   };
   int64_t c = 0;
   for (; c + 64 <= values.dim; c += 64) add(std::integral_constant<int, 4>{}, c);
+  for (; c + 32 <= values.dim; c += 32) add(std::integral_constant<int, 2>{}, c);
   for (; c < values.dim; c += 16) add(std::integral_constant<int, 1>{}, c);
 }
 
@@ -169,7 +171,7 @@ INLINE void exponentials(f32x16* row, int64_t n, float softcap, const Part& part
   *part.total = total_of(total)[0];
 }
 
-// All query heads of one row over some of its keys: all scores, then weights, then all values.
+// Query heads of one row over some of its keys: all scores, then weights, then all values.
 template <class T, class KV>
 void chunk(const AttendArgs& a, const AttendPlan::Work& work, const Part* parts, f32x16* weights) {
   const Pool<KV> keys(a.keys, a.key_dim, a.kv_heads), values(a.values, a.value_dim, a.kv_heads);
@@ -178,16 +180,19 @@ void chunk(const AttendArgs& a, const AttendPlan::Work& work, const Part* parts,
   const int64_t group = a.heads / a.kv_heads, n = work.end - work.begin;
   const int64_t num_tiles = (n + TILE - 1) / TILE;
   int64_t slots[CHUNK + TILE];
-  for (int64_t i = 0; i < num_tiles * TILE; i++) {  // past the end the last one is repeated
-    const int64_t p = work.begin + std::min(i, n - 1);
-    slots[i] = table[p / a.block_size] * a.block_size + p % a.block_size;
+  int64_t block = work.begin / a.block_size, place = work.begin % a.block_size;
+  for (int64_t i = 0; i < n; i++) {
+    slots[i] = table[block] * a.block_size + place;
+    if (++place == a.block_size) place = 0, block++;
   }
+  for (int64_t i = n; i < num_tiles * TILE; i++) slots[i] = slots[n - 1];
   // While a tile is read the next one is asked for: the last of the keys asks for values.
   auto each_head = [&](const Pool<KV>& pool, auto visit) __attribute__((always_inline)) {
     for (int64_t tile = 0; tile < num_tiles; tile++) {
       const bool last = tile + 1 == num_tiles;
-      Ahead<KV> ahead{last ? values : pool, slots + (last ? 0 : (tile + 1) * TILE), a.kv_heads};
-      for (int64_t h = 0; h < a.kv_heads; h++) visit(tile, h, slots + tile * TILE, ahead);
+      Ahead<KV> ahead{last ? values : pool, slots + (last ? 0 : (tile + 1) * TILE), work.head,
+                      work.head_end};
+      for (int64_t h = work.head; h < work.head_end; h++) visit(tile, h, slots + tile * TILE, ahead);
     }
   };
   each_head(keys, [&](int64_t tile, int64_t h, const int64_t* at,
@@ -201,7 +206,7 @@ void chunk(const AttendArgs& a, const AttendPlan::Work& work, const Part* parts,
       for (int i = 0; i < G; i++) weights[(first + i) * NUM_TILES + tile] = found[i] * scales;
     });
   });
-  for (int64_t h = 0; h < a.heads; h++) {
+  for (int64_t h = work.head * group; h < work.head_end * group; h++) {
     exponentials(weights + h * NUM_TILES, n, a.softcap, parts[h]);
     std::memset(parts[h].sum, 0, a.value_dim * sizeof(float));
   }
@@ -241,25 +246,34 @@ void attend(const AttendArgs& a, const AttendPlan& plan) {
   std::vector<f32x16> weights(a.heads * NUM_TILES);
 #pragma omp for schedule(dynamic)
   for (size_t i = 0; i < plan.work.size(); i++)
-    chunk<T, KV>(a, plan.work[i], &plan.parts[i * a.heads], weights.data());
+    chunk<T, KV>(a, plan.work[i], &plan.parts[plan.work[i].chunk * a.heads], weights.data());
 #pragma omp for
   for (int64_t row = 0; row < a.rows; row++) {
-    const int64_t first = plan.first_work[row];
-    join<T>(a, row, &plan.parts[first * a.heads], plan.first_work[row + 1] - first);
+    const int64_t first = plan.first_chunk[row];
+    join<T>(a, row, &plan.parts[first * a.heads], plan.first_chunk[row + 1] - first);
   }
 }
 }  // namespace
 
 AttendPlan::AttendPlan(const AttendArgs& a) {
+  std::vector<Work> chunks;
   for (int64_t row = 0; row < a.rows; row++) {
-    first_work.push_back(work.size());
+    first_chunk.push_back(chunks.size());
     const int64_t end = a.positions[row] + 1;
     int64_t begin = a.window > 0 ? std::max<int64_t>(0, end - a.window) : 0;
     for (; begin < end; begin = (begin / CHUNK + 1) * CHUNK)
-      work.push_back({row, begin, std::min(end, (begin / CHUNK + 1) * CHUNK)});
+      chunks.push_back({row, begin, std::min(end, (begin / CHUNK + 1) * CHUNK),
+                        (int64_t)chunks.size(), 0, a.kv_heads});
   }
-  first_work.push_back(work.size());
-  const int64_t num_parts = work.size() * a.heads, size = a.value_dim + 2;
+  first_chunk.push_back(chunks.size());
+  const bool few = (int64_t)chunks.size() < a.threads * ENOUGH;
+  const int64_t share = few ? (a.kv_heads + a.threads - 1) / a.threads : a.kv_heads;
+  for (Work each : chunks)
+    for (int64_t head = 0; head < a.kv_heads; head += share) {
+      each.head = head, each.head_end = std::min(head + share, a.kv_heads);
+      work.push_back(each);
+    }
+  const int64_t num_parts = chunks.size() * a.heads, size = a.value_dim + 2;
   memory.reset(new float[num_parts * size]);
   for (int64_t i = 0; i < num_parts; i++) {
     float* p = memory.get() + i * size;

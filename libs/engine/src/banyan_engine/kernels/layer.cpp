@@ -18,7 +18,7 @@ struct Matrix {  // [out, in], formats as in `banyan_product`
 // Lies the same in whole_layers.py, as do `Step` and `Matrix`.
 struct Layer {
   Matrix qkv, output, gate_up, down;
-  const ExpertsArgs* experts;  // in the place of the last two, or null; without x, out and rows
+  const ExpertsArgs* experts;  // in the place of the last two, or null; without what a step has
   const bf16 *attention_norm, *q_norm, *k_norm, *attention_post_norm, *mlp_norm, *mlp_post_norm;
   void *keys, *values;
   int64_t block_size, heads, kv_heads, dim, turning, window, rope;
@@ -72,7 +72,7 @@ void embed(const Step& s, int64_t hidden) {
 void mlp(const Layer& l, const Step& s, MixtureRoom& mixtures, Clock& clock) {
   if (l.experts) {
     ExpertsArgs args = *l.experts;
-    args.x = s.normed, args.out = s.made, args.rows = s.rows;
+    args.x = s.normed, args.out = s.made, args.rows = s.rows, args.threads = s.threads;
     mixture_part(args, mixtures);
     return clock.end_of(EXPERTS);
   }

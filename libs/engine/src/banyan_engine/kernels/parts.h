@@ -17,16 +17,17 @@ struct AttendArgs {  // as in native.py
   int threads;
 };
 
-// How attention of some rows is cut into chunks, and memory for what comes of each.
+// How attention of some rows is cut into chunks, and memory for what comes of each. Where there are
+// not enough chunks for the threads, KV heads are shared out too.
 struct AttendPlan {
   struct Part {  // of one row, chunk and head: where its numbers lie
     float *top, *total, *sum;
   };
-  struct Work {
-    int64_t row, begin, end;
+  struct Work {  // of some KV heads
+    int64_t row, begin, end, chunk, head, head_end;
   };
   std::vector<Work> work;
-  std::vector<int64_t> first_work;  // of each row, and the end
+  std::vector<int64_t> first_chunk;  // of each row, and the end
   std::vector<Part> parts;
   std::unique_ptr<float[]> memory;
   explicit AttendPlan(const AttendArgs& args);
