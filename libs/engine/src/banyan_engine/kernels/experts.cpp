@@ -2,6 +2,7 @@
 // read where they lie, and what they made is summed up row by row. Two products do it. Few rows read
 // the weights as they lie, four channels at a time, which memory bounds; many rows have them laid out
 // as pairs first. Sums are fp32 and go in the order of the experts, whatever the threads do.
+#include "few_rows.h"
 #include "mixture.h"
 #include "pairs.h"
 
@@ -9,7 +10,6 @@
 #include <cmath>
 
 namespace {
-constexpr int64_t NR = 4;         // rows of a weight that few rows of x take at a time
 constexpr int64_t MANY = 48;      // rows from which laying out pays
 constexpr int64_t WIDTH = NV * 16;  // channels that are laid out at a time: of gate and up half each
 constexpr int64_t PART = 1024;    // rows whose sums a thread keeps at a time
@@ -23,45 +23,6 @@ INLINE f32x16 logistic(f32x16 x) {
 INLINE f32x16 gated(f32x16 x, f32x16 up, bool is_silu) {
   f32x16 slope = is_silu ? x : 1.5957691216f * (x + 0.044715f * x * x * x);
   return x * logistic(slope) * up;
-}
-
-// Lane 4 i + j is row i of x times row j of w; M rows of x, `in` a multiple of STEP. On the way it
-// asks for the four rows of `in` numbers that come next.
-template <int M>
-INLINE f32x16 block(const bf16* const* x, const bf16* const* w, const bf16* next, int64_t in) {
-  constexpr int U = 4 / M;
-  f32x16 acc[U][16] = {};
-  int64_t k = 0;
-  auto step = [&](int u) __attribute__((always_inline)) {
-    Pairs wk[NR];
-    for (int j = 0; j < NR; j++) wk[j] = pack(w[j] + k, bf16{});
-    for (int j = 0; j < NR; j++) __builtin_prefetch(next + j * in + k);
-    for (int i = 0; i < M; i++) {
-      const Pairs xk = pack(x[i] + k, bf16{});
-      for (int j = 0; j < NR; j++) acc[u][i * NR + j] = dot(acc[u][i * NR + j], xk, wk[j]);
-    }
-    k += STEP;
-  };
-  while (k + U * STEP <= in)
-    for (int u = 0; u < U; u++) step(u);
-  while (k < in) step(0);
-  for (int u = 1; u < U; u++)
-    for (int i = 0; i < M * NR; i++) acc[0][i] += acc[u][i];
-  return sums(acc[0]);
-}
-
-// Calls take(m, lanes) for each four of `num` rows, rows past the end being repeated.
-template <class Take>
-INLINE void few_rows(const bf16* const* x, int64_t num, const bf16* w, const bf16* next,
-                     int64_t in, const Take& take) {
-  const bf16* ws[NR] = {w, w + in, w + 2 * in, w + 3 * in};
-  for (int64_t m = 0; m < num; m += 4) {
-    const bf16* xs[4];
-    for (int64_t i = 0; i < 4; i++) xs[i] = x[std::min(m + i, num - 1)];
-    if (num - m > 2) take(m, block<4>(xs, ws, next, in));
-    else if (num - m == 2) take(m, block<2>(xs, ws, next, in));
-    else take(m, block<1>(xs, ws, next, in));
-  }
 }
 
 // Rows of a weight [.., in] as [in / 2][WIDTH] pairs, from column `to` on.
@@ -144,7 +105,12 @@ void make_inner(const ExpertsArgs& a, const Expert& e, int64_t n, bf16* made, st
   bf16* to = made + e.place + n;
   if (num < MANY) {
     float numbers[MANY][WIDTH + 16];
-    for (int64_t j = 0; j < WIDTH; j += NR) {
+    for (int64_t j = 0; num == 1 && j < WIDTH; j += 8) {
+      const bf16* w = j < half ? gate + j * in : up + (j - half) * in;
+      const bf16* next = j + 8 == half ? up : j + 8 == WIDTH ? gate + half * in : w + 8 * in;
+      store(&numbers[0][j], eight(x[0], w, next, in), 8);
+    }
+    for (int64_t j = 0; num > 1 && j < WIDTH; j += NR) {
       const bf16* four = j < half ? gate + j * in : up + (j - half) * in;
       const bf16* next = j + NR == half ? up : j + NR == WIDTH ? gate + half * in : four + NR * in;
       few_rows(x.data(), num, four, next, in, [&](int64_t m, f32x16 lanes) {
@@ -182,6 +148,15 @@ void add_outer(const ExpertsArgs& a, const Expert& e, int64_t n, int64_t from, i
   std::vector<const bf16*> x(num + MR);
   for (int64_t i = 0; i < num + MR; i++)
     x[i] = made + e.place + (from + std::min(i, num - 1)) * in;
+  if (num == 1) {
+    float* sum = total[e.rows[from] - first];
+    for (int64_t j = 0; j < width; j += 8) {
+      const bf16* w = down + j * in;
+      const f32x16 lanes = eight(x[0], w, j + 8 < width ? w + 8 * in : next, in);
+      store(sum + j, widen(sum + j) + e.shares[from] * lanes, 8);
+    }
+    return;
+  }
   if (num < MANY) {
     for (int64_t j = 0; j < width; j += NR) {
       const bf16* four = down + j * in;
