@@ -144,8 +144,18 @@ def test_killed_supervisor_takes_its_children_with_it(mesh: Mesh) -> None:
 def test_who_gives_up_waiting_leaves_no_mesh(tmp_path: Path) -> None:
     """Ctrl-C while it starts behind: nobody would know of it when it is up."""
     folder = StateFolder(tmp_path)
+    never_written = (
+        tmp_path / "keys"
+    )  # so that the gateway waits for it, and the mesh for the gateway
+    os.mkfifo(never_written)
     command = [BANYAN, "up", "--runner=echo", "--port=0", "--detach", f"--state-dir={tmp_path}"]
-    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as starting:
+    environment = os.environ | {
+        "BANYAN_GATEWAY_KEY_FILE": str(never_written),
+        "BANYAN_MESH_SECRET": "sixteen letters, or more of them",
+    }
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as starting:
         try:
             wait_for("its first process", lambda: len(running_of(folder)) > 1)
             pids = running_of(folder)

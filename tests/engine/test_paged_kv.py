@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from banyan_core.types import equal_layers
+from banyan_core.types import KvLayer, KvLayout, equal_layers
 from banyan_engine.paged_kv import PagedKv
 
 NUM_LAYERS = 2
@@ -102,3 +102,21 @@ def test_pages_of_another_layout_or_place_are_refused() -> None:
 def test_tables_that_are_too_short_or_lead_outside_are_refused(table: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="block_table: no block of this pool for positions 3 to 6"):
         pool().slots(3, 3, torch.tensor(table))
+
+
+def test_latent_attention_fits_as_one_head_whose_values_lie_in_its_keys() -> None:
+    """DeepSeek-V3: 512 latent and 64 rope channels for all its 128 heads."""
+    latent = KvLayout((KvLayer(num_kv_heads=1, key_dim=512 + 64, value_dim=0),) * 3, "bfloat16")
+    assert latent.token_bytes == 3 * (512 + 64) * 2
+    source, target = (PagedKv(latent, num_blocks=6, block_size=4) for _ in range(2))
+    keys = torch.randn(6, 1, 576, generator=torch.Generator().manual_seed(1)).to(torch.bfloat16)
+    table = torch.tensor((5, 2))
+    source.write(1, source.slots(0, 6, table), keys, keys[:, :, :0])
+    for block_id in (5, 2):
+        page = source.export_page(block_id, 1)
+        assert len(page) == latent.page_bytes(1, 4) == 4 * 576 * 2
+        target.import_page(block_id, 1, page)
+    found, values = target.gather(1, table)
+    assert torch.equal(found[:6], keys)
+    assert not found[6:].any()
+    assert values.shape == (8, 1, 0)

@@ -75,6 +75,7 @@ def test_generation_config_names_the_end_tokens(tmp_path: Path) -> None:
             {"architectures": ["GptOss"]},
             r"architectures: \['GptOss'\], expected .*LlamaForCausalLM",
         ),
+        ({"architectures": ["DeepseekV3ForCausalLM"]}, r"architectures: \['DeepseekV3.*, expected"),
         ({"architectures": None}, "architectures: None, expected"),
         ({"hidden_act": "gelu"}, "hidden_act: 'gelu', expected one of silu"),
         (QWEN2 | {"attention_bias": True}, "attention_bias: True, expected false"),
