@@ -9,7 +9,6 @@
 #include <type_traits>
 
 namespace {
-#define MEMBER inline __attribute__((always_inline))
 constexpr int TILE = 16;        // keys at a time
 constexpr int64_t CHUNK = 256;  // keys that one thread takes at a time, a multiple of TILE
 constexpr int64_t NUM_TILES = CHUNK / TILE;

@@ -18,6 +18,7 @@ struct bf16 {
 constexpr int STEP = 32;  // weights or channels that one `dot` takes
 
 #define INLINE static inline __attribute__((always_inline))
+#define MEMBER inline __attribute__((always_inline))
 
 template <class V>
 INLINE V load(const void* p) {

@@ -65,9 +65,11 @@ INLINE void all_rows(const Out<T>& to, const T* x, int64_t ldx, const Rows& w, i
   if (to.rows - m == 1) block<1>(to, x, ldx, w, w_first, m, n, in);
 }
 
-// Where `unpack` is set, weights are unpacked once, into a tile that stays in the cache.
+// With many rows int4 is unpacked once, into a tile that stays in the cache. With fewer, and int8 always,
+// it is quicker to unpack anew for each four rows.
 template <class T, class Rows>
-void product(const Out<T>& to, const T* x, const Rows& w, int64_t in, bool unpack) {
+void product(const Out<T>& to, const T* x, const Rows& w, int64_t in) {
+  const bool unpack = Rows::SCALED && to.rows > 16;
   const int64_t num_blocks = (to.out + NR - 1) / NR;
   std::vector<T> tile(unpack ? NR * in : 0);
 #pragma omp for schedule(static)
@@ -86,26 +88,21 @@ void product(const Out<T>& to, const T* x, const Rows& w, int64_t in, bool unpac
   }
 }
 
-template <class Rows>
-void choose(const Out<bf16>& to, const bf16* x, const Rows& w, int64_t in) {
 #ifdef __AVX512BF16__
-  if (to.rows > 4) return product_in_lanes(to, x, w, in);
-#endif
-  product(to, x, w, in, Rows::SCALED && to.rows > 16);
-}
-// Unpacking anew for each four rows is quicker below; for int8 always.
 template <class Rows>
-void choose(const Out<float>& to, const float* x, const Rows& w, int64_t in) {
-  product(to, x, w, in, Rows::SCALED && to.rows > 16);
+void product(const Out<bf16>& to, const bf16* x, const Rows& w, int64_t in) {
+  if (to.rows > 4) product_in_lanes(to, x, w, in);
+  else product<bf16, Rows>(to, x, w, in);
 }
+#endif
 
 template <class T>
 void dispatch(int format, const T* x, const void* w, const void* scales, const T* bias, T* y,
               int64_t rows, int64_t in, int64_t out) {
   Out<T> to{y, rows, out, format == 1 ? (const float*)scales : nullptr, bias};
-  if (format == 0) choose(to, x, DenseRows<T>{(const T*)w, in}, in);
-  if (format == 1) choose(to, x, Int8Rows<T>{(const int8_t*)w, in}, in);
-  if (format == 2) choose(to, x, Int4Rows<T>{(const uint8_t*)w, (const bf16*)scales, in}, in);
+  if (format == 0) product(to, x, DenseRows<T>{(const T*)w, in}, in);
+  if (format == 1) product(to, x, Int8Rows<T>{(const int8_t*)w, in}, in);
+  if (format == 2) product(to, x, Int4Rows<T>{(const uint8_t*)w, (const bf16*)scales, in}, in);
 }
 }  // namespace
 

@@ -3,13 +3,11 @@
 #pragma once
 #include "lanes.h"
 
-#define MEMBER inline __attribute__((always_inline))
-
-template <class T>
-struct DenseRows {
+template <class T, class Number>
+struct PlainRows {
   static constexpr bool SCALED = false;
-  static constexpr int STEP_BYTES = STEP * sizeof(T);
-  const T* data;
+  static constexpr int STEP_BYTES = STEP * sizeof(Number);
+  const Number* data;
   int64_t in;
   MEMBER Pack<T> at(int64_t row, int64_t k) const { return pack(data + row * in + k, T{}); }
   MEMBER f32x16 scale(int64_t, int64_t) const { return splat(1); }
@@ -19,18 +17,9 @@ struct DenseRows {
   }
 };
 template <class T>
-struct Int8Rows {  // one scale belongs to the whole row and is applied at the end
-  static constexpr bool SCALED = false;
-  static constexpr int STEP_BYTES = STEP;
-  const int8_t* data;
-  int64_t in;
-  MEMBER Pack<T> at(int64_t row, int64_t k) const { return pack(data + row * in + k, T{}); }
-  MEMBER f32x16 scale(int64_t, int64_t) const { return splat(1); }
-  MEMBER Pack<T> scaled(int64_t row, int64_t k) const { return at(row, k); }
-  MEMBER const char* address(int64_t row, int64_t k) const {
-    return (const char*)(data + row * in + k);
-  }
-};
+using DenseRows = PlainRows<T, T>;
+template <class T>
+using Int8Rows = PlainRows<T, int8_t>;  // one scale belongs to a whole row and is applied at the end
 template <class T>
 struct Int4Rows {  // groups of STEP: byte j holds channels j (low half) and j + 16, plus 8
   static constexpr bool SCALED = true;
