@@ -21,7 +21,7 @@ from banyan_engine.draw import Logits
 from banyan_engine.kernels.native import loader
 from banyan_engine.sequence_state import SequenceState
 from banyan_engine.torch_runner import TorchRunner
-from banyan_engine.whole_layers import PARTS, Clock, whole_layers
+from banyan_engine.whole_layers import PARTS, PartSeconds, whole_layers
 
 BLOCK_SIZE = 16
 NUM_WARM, NUM_STEPS = 8, 30
@@ -65,13 +65,13 @@ class ProfiledRunner(TorchRunner):
     def profiled(self, plan: StepPlan) -> dict[str, float]:
         """Seconds of a step, part by part."""
         layers = whole_layers(self._model, self._kv, ())
-        if layers is None:
-            raise SystemExit(f"these layers go one by one: helper {loader.status}")
-        layers.clock = Clock()
+        if layers is None or loader.library is None:
+            raise SystemExit(f"layers go one by one: helper {loader.status}")
+        layers.seconds = PartSeconds()
         began = _now()
         self.run(plan, lambda layer: None)
         whole = _now() - began
-        parts = dict(zip(PARTS, layers.clock, strict=True)) | {"sampling": self._sampling_s}
+        parts = dict(zip(PARTS, layers.seconds, strict=True)) | {"sampling": self._sampling_s}
         return parts | {"Python, torch": whole - sum(parts.values())}
 
     def _sample(

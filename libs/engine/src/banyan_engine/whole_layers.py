@@ -25,9 +25,8 @@ from banyan_engine.step_inputs import FilledInputs
 from banyan_engine.weights import LayerWeights
 
 PARTS = ("products", "norms, rotations, gates, KV", "attention", "experts", "head")
-"""What a `Clock` tells apart, as in clock.h."""
-Clock = ctypes.c_double * len(PARTS)
-"""Seconds of each part, added up."""
+"""Of a step, as in clock.h."""
+PartSeconds = ctypes.c_double * len(PARTS)
 
 
 class _Matrix(ctypes.Structure):
@@ -69,12 +68,12 @@ class _Step(ctypes.Structure):
 class WholeLayers:
     """A model over one pool, as the helper reads them; the pool must outlive it.
 
-    `clock`, where there is one, is told what the parts of a step take.
+    `seconds`, where there are some, are added to by what the parts of a step take.
     """
 
     def __init__(self, model: Model, kv: PagedKv) -> None:
         self.model = model
-        self.clock: ctypes.Array[ctypes.c_double] | None = None
+        self.seconds: ctypes.Array[ctypes.c_double] | None = None
         made = [_layer(model, kv, number) for number in range(model.spec.num_layers)]
         self._layers = (_Layer * len(made))(*(layer for layer, _ in made))
         self._kept = [experts for _, experts in made]
@@ -103,7 +102,7 @@ class WholeLayers:
             *(each.data_ptr() for each in inputs[:4]),
             *(each.data_ptr() for each in self._rooms),
             logits.data_ptr(),
-            None if self.clock is None else ctypes.addressof(self.clock),
+            None if self.seconds is None else ctypes.addressof(self.seconds),
             num_rows,
             inputs.fresh_block_ids.shape[0],
             len(self._layers),
