@@ -52,6 +52,11 @@ GOOD = {
             "BANYAN_ADAPTERS=/: expected nothing, for the echo runner has no adapters.",
         ),
         (
+            {"BANYAN_DECODE_CORE_TURNS": "/nowhere"},
+            "BANYAN_DECODE_CORE_TURNS=/nowhere: expected a folder that all workers of this machine "
+            "have.",
+        ),
+        (
             {"BANYAN_DECODE_MAX_ADAPTERS": "0"},
             "BANYAN_DECODE_MAX_ADAPTERS=0: expected a whole number from 1.",
         ),

@@ -152,6 +152,10 @@ def _check_together(settings: Settings, prefix: str) -> None:
         if settings.numerics is Numerics.DETERMINISTIC and value not in (None, KvDtype.FLOAT32):
             expected = f"expected it unset, because {prefix}NUMERICS is deterministic"
             raise SettingsError(f"{prefix}{key}={value}: {expected}.")
+    turns = settings.core_turns
+    if turns is not None and not turns.is_dir():
+        expected = "expected a folder that all workers of this machine have"
+        raise SettingsError(f"{prefix}CORE_TURNS={turns}: {expected}.")
 
 
 def _limits(settings: Settings, file: PolicyFile | None) -> EngineLimits:
