@@ -144,9 +144,7 @@ def test_killed_supervisor_takes_its_children_with_it(mesh: Mesh) -> None:
 def test_who_gives_up_waiting_leaves_no_mesh(tmp_path: Path) -> None:
     """Ctrl-C while it starts behind: nobody would know of it when it is up."""
     folder = StateFolder(tmp_path)
-    never_written = (
-        tmp_path / "keys"
-    )  # so that the gateway waits for it, and the mesh for the gateway
+    never_written = tmp_path / "keys"  # the gateway waits for them, and the mesh for the gateway
     os.mkfifo(never_written)
     command = [BANYAN, "up", "--runner=echo", "--port=0", "--detach", f"--state-dir={tmp_path}"]
     environment = os.environ | {
