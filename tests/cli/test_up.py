@@ -141,8 +141,18 @@ def test_killed_supervisor_takes_its_children_with_it(mesh: Mesh) -> None:
     assert banyan("status", mesh.option).returncode == 2
 
 
-def test_who_gives_up_waiting_leaves_no_mesh(tmp_path: Path) -> None:
-    """Ctrl-C while it starts behind: nobody would know of it when it is up."""
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Children begin with SIGINT as in a terminal; behind a shell's `&` they inherit it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_who_gives_up_waiting_leaves_no_mesh(tmp_path: Path, number: signal.Signals) -> None:
+    """While it starts behind: nobody would know of it when it is up."""
     folder = StateFolder(tmp_path)
     never_written = tmp_path / "keys"  # the gateway waits for them, and the mesh for the gateway
     os.mkfifo(never_written)
@@ -157,9 +167,12 @@ def test_who_gives_up_waiting_leaves_no_mesh(tmp_path: Path) -> None:
         try:
             wait_for("its first process", lambda: len(running_of(folder)) > 1)
             pids = running_of(folder)
-        finally:
-            starting.send_signal(signal.SIGINT)
-        starting.communicate(timeout=PATIENCE_S)
+            starting.send_signal(number)
+            starting.communicate(timeout=PATIENCE_S)
+        except BaseException:
+            starting.kill()
+            banyan("down", f"--state-dir={tmp_path}")
+            raise
     assert starting.returncode != 0
     wait_for("the end of all", lambda: not folder.is_claimed())
     assert [pid for pid in {*pids, *running_of(folder)} if is_alive(pid)] == []

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from typing import NoReturn
 
 from rich.console import Console
 from rich.status import Status
@@ -71,13 +72,14 @@ def up_detached(options: MeshOptions, arguments: Sequence[str], console: Console
     os.close(claimed)  # for the process that is started now
     log_file = folder.log_file("supervisor")
     command = [sys.executable, "-m", "banyan_cli.main", *arguments]
+    signal.signal(signal.SIGTERM, _give_up)  # Ctrl-C raises by itself
     with log_file.open("wb") as log, console.status("Starting the mesh"):
         process = subprocess.Popen(
             command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
         try:
             state = _wait_ready(folder, process)
-        except BaseException:  # Ctrl-C: it would come up when nobody waits for it any more
+        except BaseException:  # a signal: it would come up when nobody waits for it any more
             process.terminate()
             raise
     if state is not None:
@@ -86,6 +88,10 @@ def up_detached(options: MeshOptions, arguments: Sequence[str], console: Console
         return 0
     lines = log_file.read_text().strip().splitlines() or ["it said nothing"]
     raise CommandError(f"The mesh did not start: {lines[-1].strip()}", process.returncode or 1)
+
+
+def _give_up(number: int, _: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _wait_ready(folder: StateFolder, process: subprocess.Popen[bytes]) -> MeshState | None:
