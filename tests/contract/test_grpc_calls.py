@@ -9,7 +9,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]  # it ships no types
 
-from banyan.v1 import calls_pb2, router_pb2
+from banyan.v1 import calls_pb2, kv_pb2, router_pb2
 from banyan_runtime import rpc, wire
 from banyan_runtime.grpc_call_desk import MAX_RUNNING
 from banyan_runtime.grpc_call_stream import SHORT_BYTES
@@ -69,6 +69,26 @@ async def test_a_server_without_calls_is_called_as_ever(network: GrpcNetwork) ->
     )
     assert [answer.refusal.reason for answer in answers] == [str(i) for i in range(20)]
     await server.stop(0)
+
+
+async def test_why_an_upload_was_ended_early_is_never_lost(network: GrpcNetwork) -> None:
+    """Often enough that some writes fail just behind the refusal."""
+
+    async def put(requests: AsyncIterator[kv_pb2.KvPages]) -> kv_pb2.PutResponse:
+        await anext(requests)
+        raise RpcError(Code.EXHAUSTED, "full")
+
+    async def pages() -> AsyncIterator[kv_pb2.KvPages]:
+        for _ in range(1000):
+            yield kv_pb2.KvPages()
+
+    server = await network.serve("127.0.0.1:0", [rpc.serve_upload(wire.STORE_PUT, put)])
+    channel = network.channel(server.address)
+    for _ in range(40):
+        refused = await asyncio.gather(
+            *(channel.upload(wire.STORE_PUT, pages(), 60) for _ in range(8)), return_exceptions=True
+        )
+        assert {str(error) for error in refused} == {str(RpcError(Code.EXHAUSTED, "full"))}
 
 
 async def test_what_grpc_serves_itself_can_be_asked(network: GrpcNetwork) -> None:

@@ -15,6 +15,7 @@ import grpc
 
 from banyan.v1 import calls_pb2
 from banyan_runtime import wire
+from banyan_runtime.grpc_end import CallEnd
 from banyan_runtime.grpc_terms import encode
 from banyan_runtime.rpc import Code, RpcError
 
@@ -33,7 +34,7 @@ class CallStream:
     it in the mesh's words."""
 
     def __init__(
-        self, channel: grpc.aio.Channel, to_error: Callable[[grpc.aio.AioRpcError], RpcError]
+        self, channel: grpc.aio.Channel, to_error: Callable[[grpc.StatusCode, str], RpcError]
     ) -> None:
         method = wire.CONVERSE
         self._open = channel.stream_stream(method.path, encode, method.response.FromString)
@@ -78,6 +79,7 @@ class CallStream:
         """One stream, to its end."""
         broken: Exception = RpcError(Code.UNAVAILABLE, "the server ended the stream of calls")
         stream = self._open()
+        end = CallEnd(stream)
         writer = asyncio.ensure_future(self._write(stream))
         try:
             async for batch in stream:
@@ -86,8 +88,9 @@ class CallStream:
                     if waiting is not None and not waiting.done():
                         waiting.set_result(answer)
         except grpc.aio.AioRpcError as error:
-            broken = self._to_error(error)
-            if error.code() is grpc.StatusCode.UNIMPLEMENTED:
+            code, details = end.status(error)
+            broken = self._to_error(code, details)
+            if code is grpc.StatusCode.UNIMPLEMENTED:
                 self.is_offered = False
                 broken = NotOffered()
         finally:

@@ -8,12 +8,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import grpc
 from google.protobuf.message import DecodeError, Message
 
 from banyan_runtime.grpc_call_stream import SHORT_BYTES, CallStream, NotOffered
+from banyan_runtime.grpc_end import CallEnd
 from banyan_runtime.grpc_security import ChannelSecurity
 from banyan_runtime.grpc_terms import COMMON_OPTIONS, FROM_STATUS, encode
 from banyan_runtime.rpc import (
@@ -57,7 +59,7 @@ class GrpcChannel:
         else:
             credentials = security.channel_credentials()
             self._channel = grpc.aio.secure_channel(address, credentials, options=_CHANNEL_OPTIONS)
-        self._calls = CallStream(self._channel, lambda error: _from_grpc(error, address))
+        self._calls = CallStream(self._channel, partial(_told, address))
 
     @property
     def address(self) -> str:
@@ -90,7 +92,7 @@ class GrpcChannel:
             raise NotOffered  # health and reflection, say, are gRPC's own
         if answer.status:
             status = _BY_NUMBER.get(answer.status, grpc.StatusCode.UNKNOWN)
-            raise _told(status, answer.message, self._address)
+            raise _told(self._address, status, answer.message)
         try:
             return method.response.FromString(answer.response)
         except DecodeError as error:
@@ -101,7 +103,7 @@ class GrpcChannel:
         try:
             answer: Res = await stub(request, timeout=timeout_s, metadata=_trace_metadata())
         except grpc.aio.AioRpcError as error:
-            raise _from_grpc(error, self._address) from None
+            raise _told(self._address, error.code(), error.details() or "") from None
         return answer
 
     async def stream(
@@ -136,11 +138,12 @@ class GrpcChannel:
         self, call: Any, requests: AsyncIterator[Any] | None = None
     ) -> AsyncIterator[Any]:
         """Send `requests` meanwhile; whatever ends the block ends the call and the sending."""
+        end = CallEnd(call)
         sender = asyncio.ensure_future(_send_all(call, requests))
         try:
             yield call
         except grpc.aio.AioRpcError as error:
-            raise _from_grpc(error, self._address) from None
+            raise _told(self._address, *end.status(error)) from None
         except asyncio.CancelledError:
             if sender.done() and not sender.cancelled() and (failure := sender.exception()):
                 raise failure from None  # it was our own request iterator that cancelled the call
@@ -175,12 +178,8 @@ def _trace_metadata() -> tuple[tuple[str, str], ...] | None:
     return None if trace is None else ((TRACEPARENT, str(trace)),)
 
 
-def _from_grpc(error: grpc.aio.AioRpcError, address: str) -> RpcError:
-    return _told(error.code(), error.details() or error.code().name, address)
-
-
-def _told(status: grpc.StatusCode, details: str, address: str) -> RpcError:
-    code = FROM_STATUS.get(status, Code.INTERNAL)
+def _told(address: str, status: grpc.StatusCode, details: str) -> RpcError:
+    code, details = FROM_STATUS.get(status, Code.INTERNAL), details or status.name
     if code is not Code.UNAVAILABLE:
         return RpcError(code, details)
     # gRPC has no status for it; its words come from the operating system.
