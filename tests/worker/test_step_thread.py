@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from banyan_core.echo import EchoLatency, EchoRunner
 from banyan_core.engine_loop import EngineLoop
 from banyan_core.engine_messages import EngineCommand, Report, Submit
 from banyan_core.next_step import NextStep
-from banyan_core.runner import StepPlan, StepResult
+from banyan_core.runner import Runner, StepPlan, StepResult
 from banyan_core.scheduler import EngineLimits
 from banyan_runtime.clock import SystemClock
 from banyan_runtime.core_turns import CoreTurns
@@ -95,11 +95,44 @@ class Followed:
                     self.ended.set()
 
 
+class Noting(ThreadExecutor):
+    """Notes when steps are given to its thread."""
+
+    def __init__(self, notes: list[str]) -> None:
+        super().__init__()
+        self._notes = notes
+
+    def run(
+        self,
+        runner: Runner,
+        plan: StepPlan,
+        on_layer: Callable[[int], None],
+        on_end: Callable[[StepResult], StepPlan | None],
+    ) -> Awaitable[None]:
+        self._notes.append("given to the thread")
+        return super().run(runner, plan, on_layer, on_end)
+
+
+class NotingTurns(Followed):
+    """Notes when the event loop comes to what was due behind the start of a step."""
+
+    def __init__(self, runner: Gated, notes: list[str]) -> None:
+        super().__init__(runner)
+        self._notes = notes
+
+    def step_started(self, plan: StepPlan) -> None:
+        super().step_started(plan)
+        asyncio.get_running_loop().call_soon(self._notes.append, "next turn")
+
+
 @asynccontextmanager
 async def step_loop(
-    runner: Gated, listener: Followed, turns: CoreTurns | None = None
+    runner: Gated,
+    listener: Followed,
+    turns: CoreTurns | None = None,
+    executor: ThreadExecutor | None = None,
 ) -> AsyncIterator[StepLoop]:
-    tasks, executor = Tasks(), ThreadExecutor(turns)
+    tasks, executor = Tasks(), executor or ThreadExecutor(turns)
     engine = EngineLoop(card(), 64, EngineLimits())
     logger = logging.getLogger("test")
     loop = StepLoop(engine, runner, executor, SystemClock(), tasks, listener, logger)
@@ -112,6 +145,17 @@ async def step_loop(
             gate.set()
         await tasks.cancel_all()
         await executor.close()
+
+
+async def test_a_step_is_given_to_its_thread_at_once() -> None:
+    notes: list[str] = []
+    runner = Gated()
+    listener = NotingTurns(runner, notes)
+    runner.gates[1].set()
+    async with step_loop(runner, listener, executor=Noting(notes)) as loop:
+        loop.feed(Submit(spec("a", PROMPT, max_tokens=1), hold=False))
+        await listener.ended.wait()
+    assert notes == ["given to the thread", "next turn"]
 
 
 async def test_steps_of_decodes_follow_one_another_on_the_thread() -> None:

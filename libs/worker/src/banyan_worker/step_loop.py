@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from typing import Protocol, TypeVar
@@ -48,16 +48,17 @@ T = TypeVar("T")
 class StepExecutor(Protocol):
     """Runs a step and those that follow it by themselves. `on_layer` is called on the event loop.
 
-    `on_end` is called wherever a step has ended and says which is to begin there at once.
+    `on_end` is called wherever a step has ended and says which is to begin there at once. Where
+    there is a thread, the first step begins with the call, not with the awaiting.
     """
 
-    async def run(
+    def run(
         self,
         runner: Runner,
         plan: StepPlan,
         on_layer: Callable[[int], None],
         on_end: Callable[[StepResult], StepPlan | None],
-    ) -> None: ...
+    ) -> Awaitable[None]: ...
 
     async def close(self) -> None: ...
 
@@ -72,13 +73,13 @@ class ThreadExecutor:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="step")
         self._turns = turns
 
-    async def run(
+    def run(
         self,
         runner: Runner,
         plan: StepPlan,
         on_layer: Callable[[int], None],
         on_end: Callable[[StepResult], StepPlan | None],
-    ) -> None:
+    ) -> Awaitable[None]:
         loop = asyncio.get_running_loop()
 
         def tell(layer: int) -> None:
@@ -93,7 +94,7 @@ class ThreadExecutor:
                     time.sleep(result.modelled_ns / NS_PER_S)
                 following = on_end(result)
 
-        await loop.run_in_executor(self._pool, run_all)
+        return loop.run_in_executor(self._pool, run_all)
 
     async def close(self) -> None:
         self._pool.shutdown(wait=False, cancel_futures=True)
@@ -219,7 +220,7 @@ class StepLoop:
             case RunStep():
                 self._next.clear()
                 self._listener.step_started(command.plan)
-                self._tasks.spawn_brief("step", self._run_steps(command.plan))
+                self._run_steps(command.plan)
                 self.feed(StepRuns(command.plan.number))
             case Prepare():
                 self._listener.step_prepared(command.next_step)
@@ -239,7 +240,8 @@ class StepLoop:
             case _:
                 self._listener.on_command(command)
 
-    async def _run_steps(self, plan: StepPlan) -> None:
+    def _run_steps(self, plan: StepPlan) -> None:
+        """Before anything else happens here: a first token waits for it."""
         loop = asyncio.get_running_loop()
         number, started_ns = plan.number, self._clock.now_ns()
 
@@ -255,11 +257,15 @@ class StepLoop:
             loop.call_soon_threadsafe(self.feed, *facts)
             return following
 
-        try:
-            await self._executor.run(self._runner, plan, self._listener.layer_done, ended)
-        except Exception as error:  # the guard around foreign code: a step may fail in any way
-            self._logger.exception("step failed", extra={"step": number})
-            self.feed(StepFailed(number, f"{type(error).__name__}: {error}"))
+        async def watch(running: Awaitable[None]) -> None:
+            try:
+                await running
+            except Exception as error:  # the guard around foreign code: a step may fail in any way
+                self._logger.exception("step failed", extra={"step": number})
+                self.feed(StepFailed(number, f"{type(error).__name__}: {error}"))
+
+        running = self._executor.run(self._runner, plan, self._listener.layer_done, ended)
+        self._tasks.spawn_brief("step", watch(running))
 
     def _take_next(self, result: StepResult) -> StepPlan | None:
         try:

@@ -29,6 +29,7 @@ from banyan_gateway.grammar_trials import GrammarTrials
 from banyan_gateway.model_formats import NO_FORMATS, ModelFormats
 from banyan_gateway.openai_format import AnswerHead, CompletionFormatter, Formatter
 from banyan_gateway.openapi import OPERATIONS, page
+from banyan_gateway.plain_route import PlainRoute
 from banyan_gateway.ports import GatewayPort, Unread
 from banyan_gateway.prepare import Arrival, Prepared, Preparer, is_quick, may_check_grammar
 from banyan_gateway.reply import Reply, ReplyOptions
@@ -84,7 +85,12 @@ def build_app(
     """The ASGI application. Nothing in it runs until it is served."""
     tools.registry.register(gateway.metrics)
     app = FastAPI(
-        title="Banyan", version=options.version, docs_url=None, redoc_url=None, openapi_url=None
+        title="Banyan",
+        version=options.version,
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        telemetry={"tracing": False, "metrics": False, "logs": False},  # ours tells more
     )
     api = Api(gateway, tokenizer, card, models, tools, options, formats, not keys.is_open)
     api.add_routes(app)
@@ -150,8 +156,8 @@ class Api:
     def add_routes(self, app: FastAPI) -> None:
         for each in OPERATIONS:
             path = each.path.replace("{model_id}", "{model_id:path}")  # names may hold a slash
-            methods = ["GET", "HEAD"] if each.method == "GET" else [each.method]
-            app.add_api_route(path, getattr(self, each.name), methods=methods)
+            serve = getattr(self, each.name)
+            app.router.routes.append(PlainRoute(path, serve, methods=[each.method]))
 
     async def chat(self, request: Request) -> Response:
         return await self._generate(request, "chatcmpl", self._preparer.chat, self._chat_formatter)
@@ -166,15 +172,16 @@ class Api:
     async def detokenize(self, request: Request) -> Response:
         return _json(await self._prepared(request, self._preparer.detokenize))
 
-    async def models(self) -> Response:
+    async def models(self, _: Request) -> Response:
         return _json({"object": "list", "data": self._models.listed()})
 
-    async def model(self, model_id: str) -> Response:
-        return _json(self._models.described(model_id))
+    async def model(self, request: Request) -> Response:
+        return _json(self._models.described(request.path_params["model_id"]))
 
-    async def explain(self, request: Request, name: str) -> Response:
+    async def explain(self, request: Request) -> Response:
         """One view, or `{"requests": [...]}` for an answer that had several prompts."""
         tenant: Tenant = request.state.tenant
+        name = request.path_params["name"]
         found = map(self._gateway.request_view, self._names.find(tenant.name, name))
         views = [view for view in found if view is not None]
         if not views:
@@ -182,23 +189,23 @@ class Api:
             raise ApiError(404, message, "id", "request_not_found")
         return _json(views[0] if len(views) == 1 else {"id": name, "requests": views})
 
-    async def health(self) -> Response:
+    async def health(self, _: Request) -> Response:
         return Response()
 
-    async def ready(self) -> Response:
+    async def ready(self, _: Request) -> Response:
         is_ready, reason = await self._gateway.ready()
         response = _json({"ready": is_ready, "reason": reason}, 200 if is_ready else 503)
         if not is_ready:
             response.headers["retry-after"] = "1"
         return response
 
-    async def metrics(self) -> Response:
+    async def metrics(self, _: Request) -> Response:
         return Response(generate_latest(self._tools.registry), media_type=CONTENT_TYPE_LATEST)
 
-    async def version(self) -> Response:
+    async def version(self, _: Request) -> Response:
         return _json({"version": self._options.version})
 
-    async def openapi(self) -> Response:
+    async def openapi(self, _: Request) -> Response:
         card, size = self._card, self._tokenizer.vocab_size
         content = page(card, self._models.names, size, self._options.version, self._needs_key)
         return Response(content, media_type="application/json")

@@ -10,20 +10,29 @@ from starlette.types import Receive
 
 
 async def while_connected(receive: Receive, work: Coroutine[Any, Any, None]) -> None:
-    """Run `work`; cancel it, and wait until it has ended, as soon as the client is gone.
+    """Do `work` in this very task; when the client goes away it is cancelled, and its end awaited.
 
     The request's body must have been read: whatever comes now is the disconnect.
     """
-    working = asyncio.create_task(work)
+    here = asyncio.current_task()
+    assert here is not None
+    is_done = is_cancelled = False
+
+    def leave(_: asyncio.Task[None]) -> None:
+        nonlocal is_cancelled
+        if not is_done:  # else this comes in the turn in which the work has ended
+            is_cancelled = here.cancel()
+
     watching = asyncio.create_task(_disconnect(receive))
+    watching.add_done_callback(leave)
     try:
-        await asyncio.wait((working, watching), return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            working.result()
+        await work
+    except asyncio.CancelledError:
+        if not is_cancelled or here.uncancel():
+            raise  # somebody else wants this task to end
     finally:
-        working.cancel()
+        is_done = True
         watching.cancel()
-        await asyncio.gather(working, watching, return_exceptions=True)
 
 
 async def _disconnect(receive: Receive) -> None:

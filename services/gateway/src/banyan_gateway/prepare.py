@@ -194,40 +194,44 @@ class Preparer:
         n = body.n or 1
         if n * len(prompts.token_ids) > CHOICES_MAX:
             raise invalid("n", f"expected at most {CHOICES_MAX} choices over all prompts")
+        limits = self._token_limits(body, prompts)
         sampling = validate.sampling(
-            body, arrival.drawn_seed, self._tokenizer, self._formats.defaults
-        )
-        sampling = dataclasses.replace(
-            sampling,
-            logprobs=asked.logprobs[0],
-            num_top_logprobs=asked.logprobs[1],
+            body,
+            arrival.drawn_seed,
+            self._tokenizer,
+            self._formats.defaults,
+            max_tokens=limits[0],
+            logprobs=asked.logprobs,
             num_prompt_logprobs=asked.num_prompt_logprobs,
             grammar=asked.grammar,
         )
-        template = GenerationRequest(
-            request_id=arrival.answer_id,
-            tenant=arrival.tenant.name,
-            share_group=arrival.tenant.share_group,
-            model=self._card.name if adapter is None else adapter.name,
-            adapter=adapter,
-            prompt_token_ids=(),
-            sampling=sampling,
-            n=n,
-            stop=validate.stop_strings(body),
-            include_stop=bool(body.include_stop_str_in_output),
-            cache_salt=body.cache_salt or "",
-            priority=body.priority or 0,
-            stream=bool(body.stream),
-            deadline_ns=arrival.deadline_ns,
-            received_ns=arrival.received_ns,
-            operation=arrival.operation,
-            traceparent=arrival.traceparent,
-            shown=self._shown(body, asked.parts),
-        )
-        wanted = validate.wanted_max_tokens(body)
-        requests = self._requests(template, prompts, sampling, wanted)
+        stop, shown = validate.stop_strings(body), self._shown(body, asked.parts)
+        alone = len(prompts.token_ids) == 1
+        requests = [
+            GenerationRequest(
+                request_id=arrival.answer_id if alone else f"{arrival.answer_id}-{index}",
+                tenant=arrival.tenant.name,
+                share_group=arrival.tenant.share_group,
+                model=self._card.name if adapter is None else adapter.name,
+                adapter=adapter,
+                prompt_token_ids=self._prompts.shared(token_ids),
+                sampling=_limited(sampling, limits[index]),
+                n=n,
+                stop=stop,
+                include_stop=bool(body.include_stop_str_in_output),
+                cache_salt=body.cache_salt or "",
+                priority=body.priority or 0,
+                stream=bool(body.stream),
+                deadline_ns=arrival.deadline_ns,
+                received_ns=arrival.received_ns,
+                operation=arrival.operation,
+                traceparent=arrival.traceparent,
+                shown=shown,
+            )
+            for index, token_ids in enumerate(prompts.token_ids)
+        ]
         return Prepared(
-            requests,
+            tuple(requests),
             validate.ignored_fields(body),
             bool(body.stream),
             include_usage,
@@ -255,31 +259,19 @@ class Preparer:
             return tuple(self._tokenizer.special_ids)
         return parts.shown
 
-    def _requests(
-        self,
-        template: GenerationRequest,
-        prompts: Prompts,
-        sampling: SamplingParams,
-        wanted: tuple[str, int | None],
-    ) -> tuple[GenerationRequest, ...]:
-        requests = []
+    def _token_limits(self, body: GenerationBody, prompts: Prompts) -> list[int]:
+        """Of each prompt's answer, at least 1: a prompt alone is scored by a step that samples, and
+        its token is not said."""
+        wanted = validate.wanted_max_tokens(body)
         alone = len(prompts.token_ids) == 1
+        limits = []
         for index, token_ids in enumerate(prompts.token_ids):
             param = prompts.param if alone else f"{prompts.param}[{index}]"
             max_tokens = self._max_tokens(param, len(token_ids), wanted)
-            if sampling.min_tokens > max_tokens:
+            if (body.min_tokens or 0) > max_tokens:
                 raise invalid("min_tokens", f"expected at most {wanted[0]}, which is {max_tokens}")
-            request_id = template.request_id if alone else f"{template.request_id}-{index}"
-            requests.append(
-                dataclasses.replace(
-                    template,
-                    request_id=request_id,
-                    prompt_token_ids=self._prompts.shared(token_ids),
-                    # A prompt alone is scored by a step that samples: its token is not said.
-                    sampling=dataclasses.replace(sampling, max_tokens=max(1, max_tokens)),
-                )
-            )
-        return tuple(requests)
+            limits.append(max(1, max_tokens))
+        return limits
 
     def _max_tokens(
         self, param: str, num_prompt_tokens: int, wanted: tuple[str, int | None]
@@ -294,3 +286,10 @@ class Preparer:
             param = name if value is not None and value >= context else param
             raise validate.context_exceeded(param, context, num_prompt_tokens, max(max_tokens, 1))
         return max_tokens
+
+
+def _limited(sampling: SamplingParams, max_tokens: int) -> SamplingParams:
+    """Mostly the very same: prompts of one body differ in it only where nobody set a limit."""
+    if sampling.max_tokens == max_tokens:
+        return sampling
+    return dataclasses.replace(sampling, max_tokens=max_tokens)

@@ -8,6 +8,7 @@ whose effect a client would miss (`NotYet`), which are refused unless their valu
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any, Final, TypeVar
 
 import msgspec
@@ -106,6 +107,7 @@ NOT_YET: Final = tuple(
 )
 
 
+@cache
 def not_yet(kind: type[NotYet]) -> tuple[str, ...]:
     """What this kind of body does not take: a field to which it gives a type of its own it does."""
     return tuple(name for name in NOT_YET if name not in kind.__annotations__)

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from banyan_core.types import SamplingParams
+from banyan_core.types import Grammar, SamplingParams
 from banyan_gateway.errors import ApiError, invalid
 from banyan_gateway.schema import (
     HARMLESS,
@@ -81,12 +81,17 @@ def wanted_max_tokens(body: GenerationBody) -> tuple[str, int | None]:
 
 
 def sampling(
-    body: GenerationBody, drawn_seed: int, tokenizer: Tokenizer, defaults: GenerationDefaults
+    body: GenerationBody,
+    drawn_seed: int,
+    tokenizer: Tokenizer,
+    defaults: GenerationDefaults,
+    *,
+    max_tokens: int,
+    logprobs: tuple[bool, int],
+    num_prompt_logprobs: int | None,
+    grammar: Grammar | None,
 ) -> SamplingParams:
-    """All but `max_tokens` and logprobs, which others give.
-
-    What the body leaves open is as the model's authors recommend, else as OpenAI has it.
-    """
+    """What the body leaves open is as the model's authors recommend, else as OpenAI has it."""
     vocab_size = tokenizer.vocab_size
     seed = drawn_seed if body.seed is None else body.seed
     check_token_ids("stop_token_ids", body.stop_token_ids or (), vocab_size)
@@ -104,9 +109,14 @@ def sampling(
         repetition_penalty=_given(body.repetition_penalty, defaults.repetition_penalty, 1.0),
         logit_bias=_logit_bias(body.logit_bias or {}, vocab_size),
         seed=seed % 2**64,
+        max_tokens=max_tokens,
         min_tokens=body.min_tokens or 0,
         ignore_eos=bool(body.ignore_eos),
         stop_token_ids=tuple(body.stop_token_ids or ()),
+        logprobs=logprobs[0],
+        num_top_logprobs=logprobs[1],
+        num_prompt_logprobs=num_prompt_logprobs,
+        grammar=grammar,
     )
 
 
