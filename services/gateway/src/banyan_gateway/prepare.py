@@ -134,7 +134,7 @@ class Preparer:
         wanted = _Wanted(logprobs, num_prompt_logprobs(body), self._grammar(body))
         prepared = self._prepare(body, prompts, arrival, wanted)
         view = prompt_view(body, prepared.requests, self._tokenizer)
-        return dataclasses.replace(prepared, prompt_view=view)
+        return prepared if view is None else dataclasses.replace(prepared, prompt_view=view)
 
     def tokenize(self, data: bytes) -> dict[str, object]:
         body = decode(data, TokenizeBody)
