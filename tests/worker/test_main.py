@@ -186,3 +186,30 @@ def test_without_torch_the_torch_runner_is_refused_with_the_remedy(tmp_path: Pat
     )
     assert done.returncode == 2
     assert done.stderr.startswith("BANYAN_PREFILL_RUNNER=torch needs torch: install the service")
+
+
+_LOADED = """
+import os, sys, time
+from pathlib import Path
+import numpy
+
+def seen():
+    return len(os.listdir("/proc/self/task")), os.sched_getaffinity(0)
+
+before = seen()
+from banyan_worker.runners import RunnerKind, load_runner
+
+sizes = dict(block_size=16, kv_bytes=1 << 20, num_blocks=None, num_threads=2)
+folder = Path(sys.argv[1])
+load_runner(RunnerKind.TORCH, prefix="", folder=folder, name=None, numerics="fast", **sizes)
+while seen() != before:
+    time.sleep(0.01)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="needs Linux's /proc")
+def test_loading_leaves_no_thread_of_openmp_behind_and_binds_none() -> None:
+    """One more would make the steps' threads sleep at every barrier."""
+    env = os.environ | {"OMP_NUM_THREADS": "2", "OMP_PROC_BIND": "true"}
+    command = [sys.executable, "-c", _LOADED, str(model_folder())]
+    subprocess.run(command, env=env, check=True, timeout=60)

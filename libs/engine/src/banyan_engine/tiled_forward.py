@@ -176,5 +176,6 @@ def attend_tile(
     return attended.permute(2, 0, 1, 3).reshape(q.shape)
 
 
-_LATER = torch.ones(TILE_TOKENS, TILE_TOKENS, dtype=torch.bool).triu(1)
-"""Which keys of its own tile a row must not see."""
+_LATER = torch.arange(TILE_TOKENS) > torch.arange(TILE_TOKENS)[:, None]
+"""Which keys of its own tile a row must not see. Not by `triu`, which would open an OpenMP pool on
+the thread that imports this, for as long as that lives (see `banyan_worker.runners`)."""

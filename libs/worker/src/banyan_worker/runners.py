@@ -9,7 +9,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
-from functools import partial
 from pathlib import Path
 
 from banyan_core.echo import EchoLatency, EchoRunner
@@ -61,6 +60,40 @@ def load_runner(
         return _echo(name, numerics, block_size, num_blocks)
     if folder is None:
         raise SettingsError(f"{prefix}MODEL is not set: expected the folder of a model.")
+    # Each thread that computes has a pool of OpenMP threads for as long as it lives, and torch
+    # computes as it is imported; OMP_PROC_BIND binds whoever imports it to a core. With a pool left
+    # over beside that of the steps there would be more threads than cores, and GNU OpenMP then has
+    # none wait awake, whatever GOMP_SPINCOUNT says. So a thread that ends does all of it.
+    with ThreadPoolExecutor(1, "load") as loading:
+        return loading.submit(
+            _torch,
+            prefix,
+            folder,
+            name,
+            numerics,
+            block_size,
+            kv_bytes,
+            num_blocks,
+            num_threads,
+            quantize,
+            kv,
+            device,
+        ).result()
+
+
+def _torch(
+    prefix: str,
+    folder: Path,
+    name: str | None,
+    numerics: str,
+    block_size: int,
+    kv_bytes: int,
+    num_blocks: int | None,
+    num_threads: int | None,
+    quantize: Quantize | None,
+    kv: KvDtype | None,
+    device: str,
+) -> Loaded:
     try:
         from banyan_engine.device import open_device
         from banyan_engine.torch_runner import TorchRunner
@@ -82,25 +115,19 @@ def load_runner(
     if num_blocks is None and kv_bytes < block_bytes:
         expected = f"expected {block_bytes} or more, which is one block of this model"
         raise SettingsError(f"{prefix}KV_BYTES={kv_bytes}: {expected}.")
-    make = partial(
-        TorchRunner,
-        folder,
-        num_blocks=num_blocks,
-        kv_bytes=kv_bytes if num_blocks is None else None,
-        block_size=block_size,
-        numerics=numerics,
-        num_threads=num_threads,
-        quantize=quantize,
-        kv_dtype=card.kv_layout.dtype,
-        mask_source=grammars,
-        device=device,
-    )
     try:
-        # Each thread that computes has a pool of OpenMP threads for as long as it lives. With this
-        # one's beside that of the steps there would be more threads than cores, and GNU OpenMP
-        # then has none wait awake, whatever GOMP_SPINCOUNT says.
-        with ThreadPoolExecutor(1, "load") as loading:
-            runner = loading.submit(make).result()
+        runner = TorchRunner(
+            folder,
+            num_blocks=num_blocks,
+            kv_bytes=kv_bytes if num_blocks is None else None,
+            block_size=block_size,
+            numerics=numerics,
+            num_threads=num_threads,
+            quantize=quantize,
+            kv_dtype=card.kv_layout.dtype,
+            mask_source=grammars,
+            device=device,
+        )
     except (ModelFolderError, ValueError) as error:
         raise SettingsError(f"{prefix}MODEL={folder}: {error}") from None
     return Loaded(runner, card, runner)
