@@ -56,6 +56,7 @@ def test_workers_with_less_than_two_cores_each_take_turns_with_all_of_them(
         assert env["OMP_NUM_THREADS"] == str(num_threads)
         folder = env.get(f"BANYAN_{service.upper()}_CORE_TURNS")
         assert folder == (str(tmp_path) if takes_turns else None)
+        assert env.get("OMP_PROC_BIND") == ("true" if takes_turns else None)
 
 
 @pytest.mark.parametrize(

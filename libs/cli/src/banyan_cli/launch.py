@@ -7,7 +7,9 @@ microseconds, and waking takes longer. No worker has more threads than its share
 
 Where that share is one core of several, no prompt could use more than one, and whenever one worker
 has nothing to do its core is idle. There each has threads for all cores instead, and they take
-turns, step by step (`banyan_runtime.core_turns`).
+turns, step by step (`banyan_runtime.core_turns`). Each thread stays on a core of its own: when
+another process has the core of one, the system moves it to that of the other, who waits for it
+awake at the next barrier, and while they share that core the other one is idle.
 """
 
 from __future__ import annotations
@@ -127,7 +129,10 @@ class Launcher:
         share, cores = self._options.num_cores // self._options.num_workers, {}
         if self._take_turns:
             share = self._options.num_cores
-            cores = {f"BANYAN_{service.upper()}_CORE_TURNS": str(self._folder.path)}
+            cores = {
+                f"BANYAN_{service.upper()}_CORE_TURNS": str(self._folder.path),
+                "OMP_PROC_BIND": "true",
+            }
         return {
             "OMP_WAIT_POLICY": "passive",
             "GOMP_SPINCOUNT": SPIN_COUNT_IN_TURNS if self._take_turns else SPIN_COUNT,
