@@ -40,17 +40,20 @@ class BlockDesk:
             case ImportWanted():
                 return self._reserve(fact, headroom)
             case ImportDone():
-                return self.filled(self._blocks.commit_import(fact.import_id, fact.imported))
+                blocks = self._blocks.commit_import(fact.import_id, fact.imported)
+                return self.filled(blocks, imported=True)
             case PinWanted():
                 found = self._blocks.pin(fact.pin_id, fact.hashes)
                 hashes, block_ids = tuple(h for h, _ in found), tuple(i for _, i in found)
                 return [Pinned(fact.pin_id, hashes, block_ids)]
 
-    def filled(self, blocks: Sequence[FilledBlock]) -> list[EngineCommand]:
+    def filled(
+        self, blocks: Sequence[FilledBlock], *, imported: bool = False
+    ) -> list[EngineCommand]:
         if not blocks:
             return []
         hashes = tuple(block.block_hash for block in blocks)
-        return [BlocksFilled(hashes, tuple(block.block_id for block in blocks))]
+        return [BlocksFilled(hashes, tuple(block.block_id for block in blocks), imported)]
 
     def evicted(self) -> list[EngineCommand]:
         """What was dropped since the last call."""

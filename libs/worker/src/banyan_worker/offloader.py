@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import suppress
 
 from banyan.v1 import kv_pb2
 from banyan_core.engine_messages import Release
@@ -19,7 +20,9 @@ from banyan_worker.pages import MessageBuilder, Pages
 from banyan_worker.step_loop import StepLoop
 from banyan_worker.store_client import StoreClient
 
-_GATHER_S = 0.02
+GATHER_S = 0.25
+"""Of a decode worker's blocks one fills every few steps, and a call costs the store as much as a
+block does. Nobody waits for them here."""
 _BATCH_BYTES = 8 << 20
 _IDLE_S = 5.0
 
@@ -28,6 +31,7 @@ class Offloader:
     def __init__(self, store: StoreClient, pages: Pages, options: WorkerOptions) -> None:
         self._store = store
         self._pages = pages
+        self._most = max(1, _BATCH_BYTES // pages.block_bytes)
         self._options = options
         self._queue: deque[BlockHash] = deque()
         self._changes = Changes()
@@ -49,7 +53,7 @@ class Offloader:
             if not self._queue:
                 await self._changes.wait(_IDLE_S)
                 continue
-            await asyncio.sleep(_GATHER_S)
+            await self._gather()
             addresses = await self._store.addresses()
             batch = self._next_batch()
             if not addresses:
@@ -57,9 +61,15 @@ class Offloader:
                 continue
             await self._offload(addresses[0], batch, steps)
 
+    async def _gather(self) -> None:
+        """Let more blocks come, as long as they are less than a batch."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GATHER_S):
+                while len(self._queue) < self._most:
+                    await self._changes.wait(GATHER_S)
+
     def _next_batch(self) -> list[BlockHash]:
-        most = max(1, _BATCH_BYTES // self._pages.block_bytes)
-        return [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
+        return [self._queue.popleft() for _ in range(min(self._most, len(self._queue)))]
 
     async def _offload(self, address: str, batch: list[BlockHash], steps: StepLoop) -> None:
         stored = await self._store.stored(address, batch)

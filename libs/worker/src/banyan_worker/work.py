@@ -271,7 +271,8 @@ class Work:
             case BlocksFilled():
                 parts.pages.blocks_filled(command.hashes, command.block_ids)
                 parts.events.blocks_filled(command.hashes)
-                parts.offloader.blocks_filled(command.hashes)
+                if not command.imported:
+                    parts.offloader.blocks_filled(command.hashes)
             case BlocksEvicted():
                 parts.pages.blocks_evicted(command.hashes)
                 parts.events.blocks_evicted(command.hashes)
