@@ -111,7 +111,7 @@ class EchoGateway:
         others = [(token_id, -0.5), (0xE2, float("-inf")), (0xC3, -3.0)]
         return OutputToken(token_id, -0.5, tuple(others[: request.sampling.num_top_logprobs]))
 
-    def refusal(self) -> RequestFailed | None:
+    def refusal(self, waited_ns: int = 0) -> RequestFailed | None:
         return self.full
 
     def sheds(self, priority: int) -> bool:

@@ -99,6 +99,28 @@ def test_who_waits_is_told_behind_how_many_and_what_was_shed_is_counted() -> Non
     run_virtual(main)
 
 
+def test_who_waits_for_its_begin_longer_than_anybody_should_is_turned_away_and_counted() -> None:
+    async def main() -> None:
+        mesh = SimMesh(Topology())
+        await mesh.start()
+        longest_ns = 2 * QueueLimits().max_wait_ns
+        assert mesh.gateway.refusal(longest_ns) is None
+        refusal = mesh.gateway.refusal(longest_ns + 1)
+        assert refusal is not None
+        assert (refusal.code, refusal.http_status, str(refusal)) == (
+            "overloaded",
+            429,
+            "overloaded: it waited 1.0 s to be read",
+        )
+        registry = CollectorRegistry()
+        registry.register(mesh.gateway.metrics)
+        labels = {**LABELS, "reason": "begun_too_late"}
+        assert registry.get_sample_value("banyan_gateway_shed_requests_total", labels) == 1
+        await mesh.stop()
+
+    run_virtual(main)
+
+
 def test_a_prefill_leg_that_did_its_part_is_told_so() -> None:
     async def main() -> None:
         mesh = SimMesh(Topology())

@@ -217,7 +217,8 @@ class Api:
         prepare: Callable[..., Prepared],
         formatter_of: Callable[[AnswerHead, Prepared], Formatter],
     ) -> Response:
-        refusal = self._gateway.refusal()
+        waited_ns = self._tools.clock.now_ns() - request.state.received_ns
+        refusal = self._gateway.refusal(waited_ns)
         if refusal is not None:
             raise failed(refusal)
         arrival = self._arrival(request, prefix)

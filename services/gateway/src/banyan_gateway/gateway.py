@@ -42,7 +42,7 @@ from banyan_gateway.readiness import Readiness
 from banyan_gateway.request_events import ALIVE_EVERY_S, RequestEvents
 from banyan_gateway.request_failure import failure_of
 from banyan_gateway.request_log import RequestLog, queue_view, record_view, unread_record
-from banyan_gateway.request_metrics import QueueFigures, RequestMetrics
+from banyan_gateway.request_metrics import TOO_LATE, TOO_MANY_OPEN, QueueFigures, RequestMetrics
 from banyan_gateway.request_traces import RequestTraces
 from banyan_gateway.router_client import RouterClient
 from banyan_gateway.worker_calls import WorkerCalls
@@ -176,18 +176,22 @@ class Gateway:
             if not answer.ended:
                 self._pump.feed(ClientGone(request.request_id, "the client closed the connection"))
 
-    def refusal(self) -> RequestFailed | None:
-        """What a request that came now would be told unread; None when there is room."""
+    def refusal(self, waited_ns: int = 0) -> RequestFailed | None:
+        """What a request that waited so long to begin is told unread; None when there is room."""
         if self._stopping:
             return RequestFailed("stopping", "the gateway is stopping", 1.0, 503)
         num_open = len(self._answers)
-        if num_open < self._options.max_open_requests:
+        if num_open >= self._options.max_open_requests:
+            reason, why = TOO_MANY_OPEN, f"{num_open} requests are open"
+        elif waited_ns > 2 * self._options.limits.queue.max_wait_ns:  # as long as in the queue
+            reason, why = TOO_LATE, f"it waited {waited_ns / NS_PER_S:.1f} s to be read"
+        else:
             return None
         self._num_turned_away += 1
-        self.metrics.turned_away()
+        self.metrics.turned_away(reason)
         spread = str(self._num_turned_away)
         retry_after_s = self._journeys.retry_after_ns(spread) / NS_PER_S
-        return RequestFailed("overloaded", f"{num_open} requests are open", retry_after_s, 429)
+        return RequestFailed("overloaded", why, retry_after_s, 429)
 
     def sheds(self, priority: int) -> bool:
         return self._journeys.judge_unread(self._clock.now_ns(), priority) is not None

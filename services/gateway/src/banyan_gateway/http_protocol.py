@@ -12,6 +12,7 @@ import asyncio
 import re
 import resource
 from collections.abc import Callable
+from functools import partial
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -20,7 +21,9 @@ from uvicorn.config import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
+from banyan_core.types import NS_PER_S
 from banyan_gateway.errors import ApiError
+from banyan_gateway.request_starts import RequestStarts
 
 HEAD_BYTES_MAX: Final = 64 * 1024
 HEAD_TIMEOUT_S: Final = 10.0
@@ -71,8 +74,10 @@ class LingeringTransport:
             self._aborting = self._loop.call_later(LINGER_S, self._transport.abort)
 
     def lost(self) -> None:
+        """The end. What it held of its protocol goes, so that both go without the collector."""
         if self._aborting is not None:
             self._aborting.cancel()
+        self._must_wait = bool
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -86,8 +91,11 @@ class BoundedProtocol(HttpToolsProtocol):
         server_state: ServerState,
         app_state: dict[str, Any],
         _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        starts: RequestStarts,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self._starts = starts
         self._timer: asyncio.TimerHandle | None = None
         self._reading_head = True
         self._num_head_bytes = 0
@@ -174,6 +182,11 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._running = cycle
+        self._starts.begin(partial(self._start, cycle, app, self.loop.time()))
+
+    def _start(self, cycle: RequestResponseCycle, app: Any, arrived_s: float) -> None:
+        waited_s = self.loop.time() - arrived_s
+        cycle.scope["state"]["waited_ns"] = round(waited_s * NS_PER_S)
         super()._start_asgi_task(cycle, app)
 
     # ------------------------------------------------------------ time, and refusals

@@ -121,9 +121,10 @@ class GatewayPort(Protocol):
         """
         ...
 
-    def refusal(self) -> RequestFailed | None:
-        """What a request that came now would be told without being read: that the gateway stops,
-        or holds as many as it may. None when there is room; each refusal is counted."""
+    def refusal(self, waited_ns: int = 0) -> RequestFailed | None:
+        """What a request that comes now, after such a wait to begin, is told without being read:
+        that the gateway stops, holds as many as it may, or cannot keep up with those who come.
+        None when there is room; each refusal is counted."""
         ...
 
     def sheds(self, priority: int) -> bool:

@@ -26,6 +26,7 @@ from banyan_core.types import NS_PER_S, Outcome, ShedReason
 WAIT_TEXT = "How long a request that came last now would wait; absent while that is not known."
 BUDGET_TEXT = "Retries after losses that the gateway may make at once."
 TOO_MANY_OPEN = "too_many_open"
+TOO_LATE = "begun_too_late"
 """Turned away before it was a request: the gateway holds as many as it may."""
 
 
@@ -43,7 +44,8 @@ class RequestMetrics(Collector):
     def __init__(self, model: str, look: Callable[[], QueueFigures]) -> None:
         self._model = model
         self._look = look
-        self._num_shed = dict.fromkeys((*(reason.value for reason in ShedReason), TOO_MANY_OPEN), 0)
+        reasons = (*(reason.value for reason in ShedReason), TOO_MANY_OPEN, TOO_LATE)
+        self._num_shed = dict.fromkeys(reasons, 0)
         self._ttft = _Durations(
             "vllm:time_to_first_token_seconds", "Request received to first token.", TTFT_BUCKETS_S
         )
@@ -78,9 +80,9 @@ class RequestMetrics(Collector):
         self._itl.add(record.itl_ns)
         self._e2e.add((record.e2e_ns,))
 
-    def turned_away(self) -> None:
-        """Past the bound of open requests."""
-        self._num_shed[TOO_MANY_OPEN] += 1
+    def turned_away(self, reason: str) -> None:
+        """Past the bound of open requests, or of the wait to begin."""
+        self._num_shed[reason] += 1
 
     def describe(self) -> Iterator[Metric]:
         return iter(())
