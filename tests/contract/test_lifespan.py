@@ -17,13 +17,13 @@ from collections.abc import Callable
 import pytest
 from prometheus_client import CollectorRegistry, Counter
 
-from banyan_runtime.lifespan import Tasks
+from banyan_runtime.lifespan import MIDDLE_PER_FULL, Tasks
 from banyan_runtime.metrics_http import serve_metrics_http
 from banyan_runtime.telemetry import json_logger
 from banyan_runtime.virtual_loop import UnhandledFailure, run_virtual
 
 PROGRAM = """
-import asyncio, os, sys
+import asyncio, gc, os, sys
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from banyan_runtime.grpc_network import GrpcNetwork
@@ -55,6 +55,8 @@ class Service:
 
     async def stop(self, grace_s):
         await asyncio.sleep(min(self.settings.drain_s, grace_s))
+        if self.settings.fail == "collector":
+            print("frozen", gc.get_freeze_count(), "full after", gc.get_threshold()[2])
         await self.tasks.cancel_all()
         print("drained", flush=True)
 
@@ -97,6 +99,18 @@ def wait_line(process: subprocess.Popen[str], start: str) -> str:
         if line.startswith(start):
             return line.strip()
     raise AssertionError(f"it ended without {start!r}: {process.communicate()[1]}")
+
+
+def test_full_garbage_collections_are_rare_and_pass_over_what_was_there_at_the_start(
+    start_service: Started,
+) -> None:
+    process = start_service(fail="collector")
+    wait_line(process, "ready")
+    process.terminate()
+    words = wait_line(process, "frozen").split()
+    assert int(words[1]) > 10_000
+    assert words[2:] == ["full", "after", str(MIDDLE_PER_FULL)]
+    process.communicate(timeout=60)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
