@@ -67,6 +67,8 @@ async def watch(host: str, port: int, seconds: float) -> None:
                         gaps.append(now - last)
                     last = now
         finally:
+            if last:  # what it still waits for is a gap too, and lasts at least as long as this
+                gaps.append(time.perf_counter() - last)
             writer.transport.abort()
 
     reading = asyncio.gather(*(read() for _ in range(NUM_STREAMS)))
@@ -89,12 +91,26 @@ def memory_mb(pid: int) -> float:
     return pages * resource.getpagesize() / MEGABYTE
 
 
+def cpu_s(pid: int) -> float:
+    """What a process has used so far."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _cores(pids: dict[str, int], before_s: dict[str, float], wall_s: float) -> dict[str, float]:
+    used = {name: (cpu_s(pid) - before_s[name]) / wall_s for name, pid in pids.items()}
+    return {name: round(cores, 2) for name, cores in used.items() if cores >= 0.01}
+
+
 async def measure(harm: Callable[[Target], Awaitable[None]], target: Target) -> dict[str, Any]:
     """Do harm while a process of its own watches; statuses, memory over its start, and gaps."""
     target.statuses.clear()
     command = [sys.executable, __file__, "--watch", f"{target.host}:{target.port}"]
     watching = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
     await asyncio.sleep(1.0)
+    pids = {"abuser": os.getpid(), **target.pids}
+    used_s = {name: cpu_s(pid) for name, pid in pids.items()}
+    cores: dict[str, float] = {}
     before_mb = memory_mb(target.pid)
     peak_mb = before_mb
     started = time.perf_counter()
@@ -102,6 +118,8 @@ async def measure(harm: Callable[[Target], Awaitable[None]], target: Target) -> 
     while not doing.done():
         peak_mb = max(peak_mb, memory_mb(target.pid))
         await asyncio.wait([doing], timeout=0.05)
+        if watching.returncode is None:
+            cores = _cores(pids, used_s, time.perf_counter() - started)
         if time.perf_counter() - started > HARM_TIMEOUT_S:
             doing.cancel()
     with suppress(asyncio.CancelledError):
@@ -114,6 +132,7 @@ async def measure(harm: Callable[[Target], Awaitable[None]], target: Target) -> 
         "statuses": dict(sorted(target.statuses.items())),
         "wall_s": round(wall_s, 1),
         "cut_short": doing.cancelled(),
+        "cores": cores,
         "gateway_rss_mb": {"before": round(before_mb), "peak": round(peak_mb)},
         **watched,
     }
@@ -132,7 +151,8 @@ def running() -> Iterator[Target]:
             state = json.loads((Path(folder) / "state.json").read_text())
             host, _, port = state["gateway_url"].removeprefix("http://").rpartition(":")
             (gateway,) = [one for one in state["processes"] if one["service"] == "gateway"]
-            yield Target(host, int(port), gateway["pid"])
+            pids = {one["name"]: one["pid"] for one in state["processes"]}
+            yield Target(host, int(port), gateway["pid"], pids)
         finally:
             subprocess.run([BANYAN, "down", *place], check=True)
 

@@ -18,11 +18,12 @@ STATUS_OF_NONE = "cut off"
 
 @dataclass
 class Target:
-    """A running mesh: where its gateway listens, and its process."""
+    """A running mesh: where its gateway listens, its process, and those of all services."""
 
     host: str
     port: int
     pid: int
+    pids: dict[str, int] = field(default_factory=dict)
     statuses: Counter[str] = field(default_factory=Counter)
 
     def head(self, path: str, *headers: str) -> bytes:
