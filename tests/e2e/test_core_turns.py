@@ -6,6 +6,9 @@ from pathlib import Path
 
 from tests.e2e.running import SAMPLED, RunningMesh
 
+LONG = SAMPLED | {"max_tokens": 4000}
+"""A second of steps or more: fewer tokens were all computed before a busy client had read 20."""
+
 
 def test_a_worker_killed_in_the_middle_of_its_turn_holds_nobody_up(tmp_path: Path) -> None:
     roles = ("PREFILL", "DECODE")
@@ -19,7 +22,7 @@ def test_a_worker_killed_in_the_middle_of_its_turn_holds_nobody_up(tmp_path: Pat
             mesh.kill(killed[0])
 
     try:
-        heard = mesh.stream("Tell a story about the amber key.", kill, **SAMPLED)
+        heard = mesh.stream("Tell a story about the amber key.", kill, **LONG)
         assert heard.finishes == ("length",)
         assert mesh.explain(heard.request_id)["num_recoveries"] >= 1
         mesh.wait_restarted(killed[0], 0)

@@ -25,9 +25,9 @@ from banyan_core.types import NS_PER_S, Outcome, ShedReason
 
 WAIT_TEXT = "How long a request that came last now would wait; absent while that is not known."
 BUDGET_TEXT = "Retries after losses that the gateway may make at once."
+# Turned away before they were requests: the gateway holds as many as it may, or cannot keep up.
 TOO_MANY_OPEN = "too_many_open"
 TOO_LATE = "begun_too_late"
-"""Turned away before it was a request: the gateway holds as many as it may."""
 
 
 class QueueFigures(NamedTuple):
