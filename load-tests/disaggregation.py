@@ -60,6 +60,7 @@ def _single(threads: int, policy: str) -> Setting:
 def _split(prefill: int, decode: int, policy: str) -> Setting:
     env = {
         "OMP_WAIT_POLICY": policy,
+        "OMP_PROC_BIND": "false",  # else both workers' first threads were on one core
         "BANYAN_PREFILL_CORE_TURNS": "",
         "BANYAN_DECODE_CORE_TURNS": "",
         "BANYAN_PREFILL_NUM_THREADS": str(prefill),
