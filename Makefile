@@ -50,7 +50,7 @@ test-alone: $(READY) ## install each service by itself, with only what it declar
 bench-engine: $(READY) ## the engine beside the roofs, transformers, llama.cpp; 12 minutes on a quiet machine
 	@$(BIN)/python load-tests/bench_engine.py
 
-bench-overhead: $(READY) ## what Banyan costs beside doing without it; 10 minutes on a quiet machine
+bench-overhead: $(READY) ## what Banyan costs beside doing without it; 15 minutes on a quiet machine
 	@$(BIN)/python load-tests/bench_overhead.py
 
 check: $(READY) lint types ## lint, types, import contracts, declared imports, stubs equal to proto/
