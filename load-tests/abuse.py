@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any
 
 from harms import HARMS, MEGABYTE, WATCH_S, Target
+from overhead.processes import cpu_s
 
 BANYAN = str(Path(sys.executable).parent / "banyan")
 NUM_STREAMS = 4
@@ -89,12 +90,6 @@ def quantiles(ordered: list[float]) -> dict[str, float]:
 def memory_mb(pid: int) -> float:
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
     return pages * resource.getpagesize() / MEGABYTE
-
-
-def cpu_s(pid: int) -> float:
-    """What a process has used so far."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _cores(pids: dict[str, int], before_s: dict[str, float], wall_s: float) -> dict[str, float]:

@@ -71,10 +71,11 @@ def free_port() -> int:
 
 def tree_cpu_s(pid: int) -> float:
     """User and system time of a process and of its descendants, in seconds."""
-    return sum(map(_cpu_s, (pid, *_descendants(pid))))
+    return sum(map(cpu_s, (pid, *_descendants(pid))))
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s(pid: int) -> float:
+    """User and system time of a process alone, in seconds."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     user, system = int(fields[11]), int(fields[12])
     return (user + system) / _TICKS_PER_S

@@ -175,10 +175,8 @@ class Pinned:
 
 @dataclass(frozen=True, slots=True)
 class BlocksFilled:
-    """These blocks became cached content just now: announce them, offer them to the store.
-
-    Not those that were imported: they came from the store, or from whoever offers them to it.
-    """
+    """These blocks became cached content just now: announce them, and offer them to the store
+    unless they were imported. Those came from it, or from whoever offers them to it."""
 
     hashes: tuple[BlockHash, ...]
     block_ids: tuple[int, ...]

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 STARTS_PER_TURN = 8
 """About 3 ms of work. What begins in one turn travels on together, to the router and to workers:
-with one alone, 64 clients cost the gateway half as much again, and the router twice as much."""
+with one alone, 64 clients cost the gateway a third as much again, and the router twice as much."""
 
 
 class RequestStarts:
