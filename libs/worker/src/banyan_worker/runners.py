@@ -6,10 +6,13 @@ and serves the echo runner.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
+from typing import ParamSpec
 
 from banyan_core.echo import EchoLatency, EchoRunner
 from banyan_core.model_spec import KvDtype, Quantize
@@ -20,6 +23,8 @@ from banyan_text.card import echo_card, read_card
 from banyan_text.grammar import Grammars
 from banyan_text.hf_tokenizer import HfTokenizer
 from banyan_text.model_folder import ModelFolderError
+
+P = ParamSpec("P")
 
 ECHO_BLOCKS = 16_384
 """The echo runner's pool: its blocks are so small that a share of memory would say nothing."""
@@ -37,6 +42,21 @@ class Loaded:
     adapters: AdapterRunner | None = None
 
 
+def _on_a_thread_that_ends(load: Callable[P, Loaded]) -> Callable[P, Loaded]:
+    """Each thread that computes has a pool of OpenMP threads for as long as it lives, and torch
+    computes as it is imported; OMP_PROC_BIND binds whoever imports it to a core. With a pool left
+    over beside that of the steps there would be more threads than cores, and GNU OpenMP then has
+    none wait awake, whatever GOMP_SPINCOUNT says."""
+
+    @wraps(load)
+    def on_thread(*args: P.args, **kwargs: P.kwargs) -> Loaded:
+        with ThreadPoolExecutor(1, "load") as loading:
+            return loading.submit(load, *args, **kwargs).result()
+
+    return on_thread
+
+
+@_on_a_thread_that_ends
 def load_runner(
     kind: RunnerKind,
     *,
@@ -60,40 +80,6 @@ def load_runner(
         return _echo(name, numerics, block_size, num_blocks)
     if folder is None:
         raise SettingsError(f"{prefix}MODEL is not set: expected the folder of a model.")
-    # Each thread that computes has a pool of OpenMP threads for as long as it lives, and torch
-    # computes as it is imported; OMP_PROC_BIND binds whoever imports it to a core. With a pool left
-    # over beside that of the steps there would be more threads than cores, and GNU OpenMP then has
-    # none wait awake, whatever GOMP_SPINCOUNT says. So a thread that ends does all of it.
-    with ThreadPoolExecutor(1, "load") as loading:
-        return loading.submit(
-            _torch,
-            prefix,
-            folder,
-            name,
-            numerics,
-            block_size,
-            kv_bytes,
-            num_blocks,
-            num_threads,
-            quantize,
-            kv,
-            device,
-        ).result()
-
-
-def _torch(
-    prefix: str,
-    folder: Path,
-    name: str | None,
-    numerics: str,
-    block_size: int,
-    kv_bytes: int,
-    num_blocks: int | None,
-    num_threads: int | None,
-    quantize: Quantize | None,
-    kv: KvDtype | None,
-    device: str,
-) -> Loaded:
     try:
         from banyan_engine.device import open_device
         from banyan_engine.torch_runner import TorchRunner
