@@ -7,7 +7,8 @@ the tokens of the steady streams, against those of a calm time.
     python load-tests/abuse.py [--only queued] [--out load-tests/results/NAME.json]
 
 Each kind ends within `HARM_TIMEOUT_S`; what is still under way then is cut off and counted so. The
-abuser runs at nice 10: with as few cores as a laptop has, it would else measure itself.
+abuser runs at nice 10: with as few cores as a laptop has, it would else measure itself. The reader
+of the steady streams is as nice as the mesh is.
 """
 
 from __future__ import annotations
@@ -22,13 +23,13 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from harms import HARMS, MEGABYTE, WATCH_S, Target
+from harms import HARMS, MEGABYTE, WATCH_S, Harm, Target
 from overhead.processes import cpu_s
 
 BANYAN = str(Path(sys.executable).parent / "banyan")
@@ -77,7 +78,8 @@ async def watch(host: str, port: int, seconds: float) -> None:
         async with asyncio.timeout(seconds):
             await reading
     gaps.sort()
-    print(json.dumps({"itl_ms": quantiles(gaps), "num_gaps": len(gaps), "num_broken": broken}))
+    told = {"itl_ms": quantiles(gaps), "num_gaps": len(gaps), "num_broken": broken}
+    print(json.dumps(told), flush=True)
 
 
 def quantiles(ordered: list[float]) -> dict[str, float]:
@@ -97,11 +99,42 @@ def _cores(pids: dict[str, int], before_s: dict[str, float], wall_s: float) -> d
     return {name: round(cores, 2) for name, cores in used.items() if cores >= 0.01}
 
 
-async def measure(harm: Callable[[Target], Awaitable[None]], target: Target) -> dict[str, Any]:
+class Watcher:
+    """A process that reads steady streams for `WATCH_S` whenever it is told to."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdin is not None and process.stdout is not None
+        self._stdin, self._stdout = process.stdin, process.stdout
+
+    @classmethod
+    async def start(cls, target: Target) -> Watcher:
+        command = [sys.executable, __file__, "--watch", f"{target.host}:{target.port}"]
+        pipe = asyncio.subprocess.PIPE
+        return cls(await asyncio.create_subprocess_exec(*command, stdin=pipe, stdout=pipe))
+
+    def watch(self) -> asyncio.Task[bytes]:
+        """Its line, once the time is over."""
+        self._stdin.write(b"watch\n")
+        return asyncio.create_task(self._stdout.readline())
+
+    def stop(self) -> None:
+        self._stdin.close()
+
+
+async def measure_all(harms: Iterable[Harm], target: Target) -> AsyncIterator[dict[str, Any]]:
+    watcher = await Watcher.start(target)
+    os.nice(10)  # only now: the watcher would inherit it, and tell of its own waits for a core
+    try:
+        for harm in harms:
+            yield await measure(harm, target, watcher)
+    finally:
+        watcher.stop()
+
+
+async def measure(harm: Harm, target: Target, watcher: Watcher) -> dict[str, Any]:
     """Do harm while a process of its own watches; statuses, memory over its start, and gaps."""
     target.statuses.clear()
-    command = [sys.executable, __file__, "--watch", f"{target.host}:{target.port}"]
-    watching = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+    watching = watcher.watch()
     await asyncio.sleep(1.0)
     pids = {"abuser": os.getpid(), **target.pids}
     used_s = {name: cpu_s(pid) for name, pid in pids.items()}
@@ -113,16 +146,16 @@ async def measure(harm: Callable[[Target], Awaitable[None]], target: Target) -> 
     while not doing.done():
         peak_mb = max(peak_mb, memory_mb(target.pid))
         await asyncio.wait([doing], timeout=0.05)
-        if watching.returncode is None:
+        if not watching.done():
             cores = _cores(pids, used_s, time.perf_counter() - started)
         if time.perf_counter() - started > HARM_TIMEOUT_S:
             doing.cancel()
     with suppress(asyncio.CancelledError):
         doing.result()
     wall_s = time.perf_counter() - started
-    output, _ = await watching.communicate()
-    watched: dict[str, Any] = json.loads(output)
+    watched: dict[str, Any] = json.loads(await watching)
     return {
+        "name": harm.__name__,
         "what": (harm.__doc__ or "nothing").strip(),
         "statuses": dict(sorted(target.statuses.items())),
         "wall_s": round(wall_s, 1),
@@ -152,6 +185,27 @@ def running() -> Iterator[Target]:
             subprocess.run([BANYAN, "down", *place], check=True)
 
 
+async def run(harms: Iterable[Harm], out: Path | None) -> None:
+    found: dict[str, Any] = {}
+    with running() as target:
+        async for figures in measure_all(harms, target):
+            name = figures.pop("name")
+            found[name] = figures
+            print(name, json.dumps(figures), flush=True)
+            if out is not None:
+                _keep(found, out)
+
+
+def _keep(found: dict[str, Any], out: Path) -> None:
+    result = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", "load-tests/abuse.py", *sys.argv[1:]]),
+        "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
+        "harms": found,
+    }
+    out.write_text(json.dumps(result, indent=1) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", choices=[harm.__name__ for harm in HARMS], action="append")
@@ -160,24 +214,13 @@ def main() -> None:
     options = parser.parse_args()
     if options.watch:
         host, _, port = options.watch.rpartition(":")
-        asyncio.run(watch(host, int(port), WATCH_S))
+        for _ in sys.stdin:
+            asyncio.run(watch(host, int(port), WATCH_S))
         return
-    resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    _, most_files = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most_files, most_files))
     harms = [harm for harm in HARMS if not options.only or harm.__name__ in options.only]
-    found: dict[str, Any] = {}
-    result = {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "load-tests/abuse.py", *sys.argv[1:]]),
-        "machine": {"cores": os.cpu_count(), "processor": platform.machine()},
-        "harms": found,
-    }
-    with running() as target:
-        os.nice(10)
-        for harm in harms:
-            found[harm.__name__] = asyncio.run(measure(harm, target))
-            print(harm.__name__, json.dumps(found[harm.__name__]), flush=True)
-            if options.out is not None:
-                options.out.write_text(json.dumps(result, indent=1) + "\n")
+    asyncio.run(run(harms, options.out))
 
 
 if __name__ == "__main__":

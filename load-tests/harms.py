@@ -174,7 +174,9 @@ async def queued(target: Target) -> None:
     await asyncio.gather(*(target.ask(body) for _ in range(10_000)))
 
 
-HARMS: tuple[Callable[[Target], Awaitable[None]], ...] = (
+Harm = Callable[[Target], Awaitable[None]]
+
+HARMS: tuple[Harm, ...] = (
     calm,
     connections,
     large_bodies,

@@ -16,8 +16,7 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AsyncExitStack
 from typing import Any, Protocol, TypeVar
 
-import uvloop
-
+from banyan_runtime.service_loop import ServiceLoop
 from banyan_runtime.settings import SettingsError
 
 T = TypeVar("T")
@@ -179,7 +178,7 @@ def run_service(
     and SIGINT drain it; a second one exits at once.
     """
     try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        with asyncio.Runner(loop_factory=ServiceLoop) as runner:
             return runner.run(_live(start, grace_s, logger))
     except SettingsError as error:
         print(error, file=sys.stderr)
