@@ -1,4 +1,4 @@
-"""Results as files, and the table of the engine's README that is made of them.
+"""Results as files, and the table of the engine's MEASURED.md that is made of them.
 
 One file per measure, `results/DATE-engine-MEASURE.json`; the newest of each counts. Between the
 marks nobody writes by hand: `make bench-engine` does, or `bench_engine.py --only-tables`.
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 import result_table
 from result_table import RESULTS, Figures, ResultTable, Row
 
-README = RESULTS.parents[1] / "libs" / "engine" / "README.md"
+PAGE = RESULTS.parents[1] / "libs" / "engine" / "MEASURED.md"
 SHARE_AIMS = {"batch 1": "0.85 with the helper, 0.7 without", "batch 32": "0.6"}
 PREFILL_AIM = "0.65"
 
@@ -32,7 +32,7 @@ def _machine_and_rounds(result: Figures) -> str:
 
 
 def write_table() -> None:
-    README.write_text(insert(README.read_text(), table(newest())))
+    PAGE.write_text(insert(PAGE.read_text(), table(newest())))
 
 
 # ---------------------------------------------------------------- rows

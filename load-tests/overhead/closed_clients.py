@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from overhead.one_process import NUM_SEQUENCES, output_lengths, prompt
 
 _USAGE = re.compile(rb'"completion_tokens":\s?(\d+)')
-_REFUSED = b"HTTP/1.1 429"
+_REFUSED = (b"HTTP/1.1 429", b"HTTP/1.1 503")
 _RETRY_S = 0.2
 
 

@@ -95,7 +95,7 @@ def test_rounds_alternate() -> None:
 
 def test_the_readme_says_what_the_results_say() -> None:
     """Who edits the table by hand, or a result, is told: `bench_engine.py --only-tables`."""
-    text = report.README.read_text()
+    text = report.PAGE.read_text()
     assert report.insert(text, report.table(report.newest())) == text
 
 
