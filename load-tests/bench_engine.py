@@ -1,8 +1,8 @@
 """How fast the engine is beside the machine's roofs and beside other engines: `make bench-engine`.
 
 Runs one measure after the other on a machine that should have nothing else to do, writes each
-result to `results/`, and makes the table of the engine's MEASURED.md of them. What this machine or this
-engine does not have is skipped with the reason.
+result to `results/`, and makes the table of the engine's MEASURED.md of them. What this machine or
+this engine does not have is skipped with the reason.
 
     python load-tests/bench_engine.py [--only roofline prefix] [--rounds 5] [--only-tables]
 """
