@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -104,6 +104,7 @@ class Watcher:
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdin is not None and process.stdout is not None
+        self._process = process
         self._stdin, self._stdout = process.stdin, process.stdout
 
     @classmethod
@@ -117,18 +118,9 @@ class Watcher:
         self._stdin.write(b"watch\n")
         return asyncio.create_task(self._stdout.readline())
 
-    def stop(self) -> None:
+    async def stop(self) -> None:
         self._stdin.close()
-
-
-async def measure_all(harms: Iterable[Harm], target: Target) -> AsyncIterator[dict[str, Any]]:
-    watcher = await Watcher.start(target)
-    os.nice(10)  # only now: the watcher would inherit it, and tell of its own waits for a core
-    try:
-        for harm in harms:
-            yield await measure(harm, target, watcher)
-    finally:
-        watcher.stop()
+        await self._process.wait()
 
 
 async def measure(harm: Harm, target: Target, watcher: Watcher) -> dict[str, Any]:
@@ -155,7 +147,6 @@ async def measure(harm: Harm, target: Target, watcher: Watcher) -> dict[str, Any
     wall_s = time.perf_counter() - started
     watched: dict[str, Any] = json.loads(await watching)
     return {
-        "name": harm.__name__,
         "what": (harm.__doc__ or "nothing").strip(),
         "statuses": dict(sorted(target.statuses.items())),
         "wall_s": round(wall_s, 1),
@@ -188,12 +179,14 @@ def running() -> Iterator[Target]:
 async def run(harms: Iterable[Harm], out: Path | None) -> None:
     found: dict[str, Any] = {}
     with running() as target:
-        async for figures in measure_all(harms, target):
-            name = figures.pop("name")
-            found[name] = figures
-            print(name, json.dumps(figures), flush=True)
+        watcher = await Watcher.start(target)
+        os.nice(10)  # only now: the watcher would inherit it, and tell of its own waits for a core
+        for harm in harms:
+            figures = found[harm.__name__] = await measure(harm, target, watcher)
+            print(harm.__name__, json.dumps(figures), flush=True)
             if out is not None:
                 _keep(found, out)
+        await watcher.stop()
 
 
 def _keep(found: dict[str, Any], out: Path) -> None:

@@ -1,4 +1,4 @@
-"""The READMEs' links lead somewhere, and the functions that the root one names are there."""
+"""The pages' links lead somewhere, and the functions that the root one names are there."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"\[([^\]]+)\]\(([^)#\s]+)\)")
+ANCHOR = re.compile(r"\]\(([^)#\s]*)#([^)\s]+)\)")
+HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
 READMES = sorted(
     path
     for pattern in ("*.md", "libs/*/*.md", "services/*/*.md", "infra/*.md", "load-tests/*.md")
@@ -36,6 +38,19 @@ def names_in(file: Path) -> set[str]:
 def test_links_lead_somewhere(readme: Path) -> None:
     absent = [target for _, target in links(readme) if not (readme.parent / target).exists()]
     assert absent == []
+
+
+def anchors(page: Path) -> set[str]:
+    """Of a page's headings, as GitHub makes them."""
+    headings = HEADING.findall(page.read_text())
+    return {re.sub(r"[^\w\- ]", "", one.lower()).replace(" ", "-") for one in headings}
+
+
+@pytest.mark.parametrize("readme", READMES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_anchors_are_headings(readme: Path) -> None:
+    found = [each for each in ANCHOR.findall(readme.read_text()) if "://" not in each[0]]
+    pages = [(readme.parent / target if target else readme, name) for target, name in found]
+    assert [(page.name, name) for page, name in pages if name not in anchors(page)] == []
 
 
 def test_functions_of_a_requests_life_are_where_the_readme_says() -> None:

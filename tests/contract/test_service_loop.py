@@ -64,7 +64,7 @@ async def _left_over() -> list[int]:
     return found
 
 
-def test_what_wakes_the_loop_for_grpc_is_taken_at_once() -> None:
+def test_wakeups_of_grpc_do_not_pile_up() -> None:
     with asyncio.Runner(loop_factory=Loop) as runner:
         found = runner.run(_left_over())
     assert max(found) < 90, found  # with uvloop's own they grow with each round

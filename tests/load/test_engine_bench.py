@@ -93,7 +93,7 @@ def test_rounds_alternate() -> None:
     assert found == {"a": [1.0, 3.0, 5.0], "b": [2.0, 4.0, 6.0]}
 
 
-def test_the_readme_says_what_the_results_say() -> None:
+def test_the_page_says_what_the_results_say() -> None:
     """Who edits the table by hand, or a result, is told: `bench_engine.py --only-tables`."""
     text = report.PAGE.read_text()
     assert report.insert(text, report.table(report.newest())) == text
